@@ -1,0 +1,152 @@
+//! The one error type of the crate.
+//!
+//! Every variant carries the operands a caller needs to act on it: what was expected, what was found, and where.
+
+use std::path::{Path, PathBuf};
+
+/// `Result` with the crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong at the crate's boundary.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file that must hold something is empty.
+    #[error("{}: the file is empty", path.display())]
+    EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder holds no file to read.
+    #[error("{}: no file with a known text ending below this folder", path.display())]
+    NoFiles {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Text is not UTF-8.
+    #[error("{}: invalid UTF-8: byte 0x{value:02x} at offset {offset}", path.display())]
+    InvalidUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first invalid byte, from the start of the file.
+        offset: u64,
+        /// That byte.
+        value: u8,
+    },
+    /// A corpus has fewer tokens than one sequence and its shifted target need.
+    #[error("{what}: {found} tokens, but one sequence needs {needed}")]
+    TooFewTokens {
+        /// Which corpus: a path, or the name of a split.
+        what: String,
+        /// Tokens it has.
+        found: u64,
+        /// Tokens one sequence and its target need.
+        needed: u64,
+    },
+    /// A token id is not in the vocabulary.
+    #[error("{what}: token {id} at position {position} is outside the vocabulary of {vocabulary}")]
+    TokenOutOfRange {
+        /// Where the token stands: a path, or the name of an argument.
+        what: String,
+        /// Index of the token there.
+        position: u64,
+        /// The token id.
+        id: u32,
+        /// Number of tokens in the vocabulary.
+        vocabulary: usize,
+    },
+    /// Text holds a character the tokenizer has never seen.
+    #[error("{what}: character {character:?} at offset {offset} is not in the vocabulary")]
+    UnknownCharacter {
+        /// Where the text comes from.
+        what: String,
+        /// Byte offset of the character.
+        offset: u64,
+        /// The character.
+        character: char,
+    },
+    /// A file's content is not what its format demands.
+    #[error("{}: {problem}", path.display())]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the offending value.
+        problem: String,
+    },
+    /// A tokenizer could not be trained, loaded or applied.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A configuration value is outside its domain.
+    #[error("{name} = {value}: {expected}")]
+    InvalidConfig {
+        /// Name of the setting.
+        name: &'static str,
+        /// The value given.
+        value: String,
+        /// What would be valid.
+        expected: String,
+    },
+    /// Two shapes that must agree do not.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// What has the shape: a tensor name or an argument.
+        what: String,
+        /// The shape it must have.
+        expected: Vec<usize>,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// A batch in which no target counts: the mean loss would be 0/0.
+    #[error("the batch of {positions} positions has no target that counts: all are the ignore id")]
+    NoTargets {
+        /// Positions in the batch.
+        positions: usize,
+    },
+    /// A tensor is missing from a file.
+    #[error("{}: tensor {name} is missing", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// The loss or the gradient is not a finite number; parameters are as before the step.
+    #[error("step {step}: {what} is {value}")]
+    NonFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// What is not finite: the loss, or the gradient of a named parameter.
+        what: String,
+        /// The value.
+        value: f64,
+    },
+    /// The worker threads could not be started.
+    #[error("worker threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`, to use in `map_err`.
+    pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { path, source }
+    }
+
+    /// An [`Error::InvalidFile`] for `path`.
+    pub(crate) fn invalid_file(path: impl AsRef<Path>, problem: impl ToString) -> Error {
+        Error::InvalidFile { path: path.as_ref().to_path_buf(), problem: problem.to_string() }
+    }
+
+    /// An [`Error::InvalidConfig`].
+    pub(crate) fn config(name: &'static str, value: impl ToString, expected: impl ToString) -> Error {
+        Error::InvalidConfig { name, value: value.to_string(), expected: expected.to_string() }
+    }
+}

@@ -1,0 +1,153 @@
+//! Run-time choice of the instruction set, in this one place.
+//!
+//! A kernel is written once, as plain Rust over slices, and compiled once per instruction set: the [`kernel!`] macro
+//! wraps its body in a generic function that is inlined into a caller compiled for AVX-512, for AVX2 with FMA, or for
+//! the target's baseline, where LLVM vectorises it. The choice is made once per process, from what the processor has,
+//! and can be lowered by the environment variable `CLLM_KERNELS` (`portable`, `avx2` or `avx512`).
+
+use std::sync::OnceLock;
+
+/// A set of vector instructions that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InstructionSet {
+    /// The baseline of the compilation target.
+    Portable,
+    /// AVX2 and FMA: 8 floats a register.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ: 16 floats a register.
+    Avx512,
+}
+
+/// What a kernel body may ask about the instruction set it is compiled for.
+pub(crate) trait Target {
+    /// Whether a fused multiply-add is one instruction.
+    const FUSED: bool;
+
+    /// a·b + c, fused where that is one instruction (elsewhere `f32::mul_add` is a slow library call).
+    #[inline(always)]
+    fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+pub(crate) struct PortableTarget;
+pub(crate) struct FusedTarget;
+
+impl Target for PortableTarget {
+    const FUSED: bool = cfg!(target_arch = "aarch64");
+}
+
+impl Target for FusedTarget {
+    const FUSED: bool = true;
+}
+
+/// A kernel with its arguments, ready to be run under some target. Implemented by [`kernel!`].
+pub(crate) trait Kernel {
+    type Output;
+    fn run<T: Target>(self) -> Self::Output;
+}
+
+/// The widest instruction set that this processor has and `CLLM_KERNELS` allows.
+#[must_use]
+pub fn instruction_set() -> InstructionSet {
+    #[cfg(test)]
+    if let Some(forced) = FORCED.get() {
+        return forced;
+    }
+    static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
+    *CHOICE.get_or_init(|| {
+        let allowed = match std::env::var("CLLM_KERNELS").as_deref() {
+            Ok("portable") => InstructionSet::Portable,
+            Ok("avx2") => InstructionSet::Avx2,
+            _ => InstructionSet::Avx512,
+        };
+        detected().min(allowed)
+    })
+}
+
+/// The widest instruction set that this processor has.
+pub(crate) fn detected() -> InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
+        if avx2 && avx512 {
+            return InstructionSet::Avx512;
+        }
+        if avx2 {
+            return InstructionSet::Avx2;
+        }
+    }
+    InstructionSet::Portable
+}
+
+/// Runs `kernel` under the chosen instruction set.
+#[inline]
+#[allow(unsafe_code)]
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    match instruction_set() {
+        // SAFETY: `instruction_set` never exceeds `detected`, which asked the processor for these features.
+        InstructionSet::Avx512 => return unsafe { run_avx512(kernel) },
+        // SAFETY: as above.
+        InstructionSet::Avx2 => return unsafe { run_avx2(kernel) },
+        InstructionSet::Portable => {}
+    }
+    kernel.run::<PortableTarget>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<FusedTarget>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<FusedTarget>()
+}
+
+/// Defines functions whose body is compiled for every instruction set and chosen at run time.
+///
+/// Inside the body, `T` is the [`Target`]; helpers called from it must be `#[inline(always)]` and generic over `T`.
+macro_rules! kernel {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<T>($($argument:ident: $kind:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+        $(#[$attribute])*
+        #[allow(unused_parens)]
+        $visibility fn $name($($argument: $kind),*) $(-> $output)? {
+            struct Call<A>(A);
+            impl $crate::kernels::dispatch::Kernel for Call<($($kind,)*)> {
+                type Output = ($($output)?);
+                #[inline(always)]
+                #[allow(unused_mut)]
+                fn run<T: $crate::kernels::dispatch::Target>(self) -> Self::Output {
+                    let Call(($($argument,)*)) = self;
+                    $body
+                }
+            }
+            $crate::kernels::dispatch::dispatch(Call(($($argument,)*)))
+        }
+    };
+}
+pub(crate) use kernel;
+
+#[cfg(test)]
+std::thread_local! {
+    static FORCED: std::cell::Cell<Option<InstructionSet>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `check` on this thread once under every instruction set the processor has.
+#[cfg(test)]
+pub(crate) fn under_every_instruction_set(mut check: impl FnMut(InstructionSet)) {
+    for set in [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512] {
+        if set <= detected() {
+            FORCED.set(Some(set));
+            check(set);
+        }
+    }
+    FORCED.set(None);
+}

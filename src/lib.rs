@@ -1,0 +1,12 @@
+//! cllm trains token embeddings and small language models on the CPU.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "blas")]
+extern crate blas_src as _;
+
+pub mod error;
+pub mod kernels;
+pub mod parallel;
+pub mod rng;
+
+pub use error::{Error, Result};
