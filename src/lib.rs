@@ -6,7 +6,9 @@ extern crate blas_src as _;
 
 pub mod error;
 pub mod kernels;
+pub mod linalg;
 pub mod parallel;
+pub mod params;
 pub mod rng;
 
 pub use error::{Error, Result};

@@ -1,0 +1,247 @@
+//! The matrix product C ← α·A·B (+ C), on BLAS or on ndarray's own kernel.
+//!
+//! With a BLAS feature the product is one `cblas_sgemm` call whatever the shape: ndarray's own dispatch falls back
+//! silently to a slower, allocating kernel when no dimension exceeds 7 or when an operand lacks unit inner stride.
+//! Here an operand that BLAS cannot take is a bug and panics with its shape and strides.
+//!
+//! BLAS itself runs on one thread (see [`super::threads`]); a product is split over workers into panels of C.
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+
+use crate::parallel::Parallelism;
+
+/// What a product does with the former content of its output (the β of BLAS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// β = 0: the output is overwritten, whatever it held, NaN included.
+    Replace,
+    /// β = 1: the product is added to the output.
+    Add,
+}
+
+/// Panels begin at multiples of this many rows or columns, which keeps BLAS's register tiles whole.
+const PANEL: usize = 48;
+
+/// C ← α·A·B, or C ← C + α·A·B, with A `m × k`, B `k × n`, C `m × n`; transposed views are taken as they are.
+///
+/// Split over `parallelism` workers by panels of C along its longer side; the split changes no sum, so results differ
+/// between numbers of workers only as far as BLAS's own blocking depends on the shape.
+///
+/// # Panics
+/// If the shapes do not fit, if neither stride of A or B is 1, or if the rows of C are not contiguous.
+#[track_caller]
+pub fn gemm(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    c: ArrayViewMut2<'_, f32>,
+    parallelism: Parallelism,
+) {
+    assert!(
+        a.ncols() == b.nrows() && a.nrows() == c.nrows() && b.ncols() == c.ncols(),
+        "gemm: {:?} · {:?} into {:?}",
+        a.dim(),
+        b.dim(),
+        c.dim()
+    );
+    split(alpha, a, b, write, c, parallelism.count());
+}
+
+fn split(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    c: ArrayViewMut2<'_, f32>,
+    workers: usize,
+) {
+    let (rows, columns) = c.dim();
+    let side = rows.max(columns);
+    let middle = (side * (workers / 2) / workers).next_multiple_of(PANEL);
+    if workers == 1 || middle >= side {
+        return product(alpha, a, b, write, c);
+    }
+    let (left_workers, right_workers) = (workers / 2, workers - workers / 2);
+    if columns >= rows {
+        let (b_left, b_right) = b.split_at(Axis(1), middle);
+        let (c_left, c_right) = c.split_at(Axis(1), middle);
+        rayon::join(
+            || split(alpha, a, b_left, write, c_left, left_workers),
+            || split(alpha, a, b_right, write, c_right, right_workers),
+        );
+    } else {
+        let (a_top, a_bottom) = a.split_at(Axis(0), middle);
+        let (c_top, c_bottom) = c.split_at(Axis(0), middle);
+        rayon::join(
+            || split(alpha, a_top, b, write, c_top, left_workers),
+            || split(alpha, a_bottom, b, write, c_bottom, right_workers),
+        );
+    }
+}
+
+#[cfg(feature = "blas")]
+fn product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
+    let (rows, columns) = c.dim();
+    let inner = a.ncols();
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    if inner == 0 {
+        if write == Write::Replace {
+            c.fill(0.0);
+        }
+        return;
+    }
+    let (a_order, a_stride) = blas_operand(&a);
+    let (b_order, b_stride) = blas_operand(&b);
+    assert!(
+        columns == 1 || c.strides()[1] == 1,
+        "gemm: the rows of C, shape {:?} with strides {:?}, are not contiguous",
+        c.dim(),
+        c.strides()
+    );
+    let c_stride = if rows > 1 { c.strides()[0] } else { columns as isize };
+    let beta = if write == Write::Add { 1.0 } else { 0.0 };
+    // SAFETY: the views guarantee that every element addressed by (pointer, dimensions, strides) is inside its array,
+    // and C is borrowed mutably, so it overlaps neither A nor B; the dimensions were checked by `gemm`.
+    #[allow(unsafe_code)]
+    unsafe {
+        cblas_sys::cblas_sgemm(
+            cblas_sys::CBLAS_LAYOUT::CblasRowMajor,
+            a_order,
+            b_order,
+            blas_int(rows),
+            blas_int(columns),
+            blas_int(inner),
+            alpha,
+            a.as_ptr(),
+            a_stride,
+            b.as_ptr(),
+            b_stride,
+            beta,
+            c.as_mut_ptr(),
+            blas_int(usize::try_from(c_stride).expect("C has a negative stride")),
+        );
+    }
+}
+
+/// How BLAS addresses a view: plain or transposed, and the distance between its rows (or columns).
+#[cfg(feature = "blas")]
+fn blas_operand(view: &ArrayView2<'_, f32>) -> (cblas_sys::CBLAS_TRANSPOSE, std::ffi::c_int) {
+    use cblas_sys::CBLAS_TRANSPOSE::{CblasNoTrans, CblasTrans};
+    let (rows, columns) = view.dim();
+    let (row_stride, column_stride) = (view.strides()[0], view.strides()[1]);
+    // The stride of a side of length 1 is never used, and may be anything.
+    if (column_stride == 1 || columns == 1) && (rows == 1 || row_stride >= columns as isize) {
+        (CblasNoTrans, blas_int(if rows == 1 { columns } else { row_stride as usize }))
+    } else if (row_stride == 1 || rows == 1) && (columns == 1 || column_stride >= rows as isize) {
+        (CblasTrans, blas_int(if columns == 1 { rows } else { column_stride as usize }))
+    } else {
+        panic!("gemm: an operand of shape {:?} with strides {:?} has no contiguous side", view.dim(), view.strides())
+    }
+}
+
+#[cfg(feature = "blas")]
+fn blas_int(length: usize) -> std::ffi::c_int {
+    length.try_into().unwrap_or_else(|_| panic!("gemm: the dimension {length} exceeds BLAS's integers"))
+}
+
+#[cfg(not(feature = "blas"))]
+fn product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
+    let beta = match write {
+        Write::Replace => {
+            // Some kernels multiply by β = 0 instead of overwriting, which would keep a NaN.
+            c.fill(0.0);
+            0.0
+        }
+        Write::Add => 1.0,
+    };
+    ndarray::linalg::general_mat_mul(alpha, &a, &b, beta, &mut c);
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, s};
+
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+
+    fn random(rows: usize, columns: usize, step: u64) -> Array2<f32> {
+        let mut values = vec![0.0; rows * columns];
+        Stream::new(3, Purpose::Caller, step).fill_normal(&mut values, 1.0);
+        Array2::from_shape_vec((rows, columns), values).unwrap()
+    }
+
+    fn check(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, workers: usize) {
+        let former = random(a.nrows(), b.ncols(), 2);
+        // C is a window of a wider array, as an attention head's output is.
+        let mut wide = Array2::from_elem((a.nrows(), b.ncols() + 5), f32::NAN);
+        let mut c = wide.slice_mut(s![.., 2..2 + b.ncols()]);
+        if write == Write::Add {
+            c.assign(&former);
+        }
+        gemm(0.5, a, b, write, c.view_mut(), Parallelism::workers(workers));
+        for ((i, j), &found) in c.indexed_iter() {
+            let sum: f64 = (0..a.ncols()).map(|p| f64::from(a[[i, p]]) * f64::from(b[[p, j]])).sum();
+            let kept = if write == Write::Add { f64::from(former[[i, j]]) } else { 0.0 };
+            let expected = kept + 0.5 * sum;
+            assert!(
+                (f64::from(found) - expected).abs() < 1e-4,
+                "{:?} · {:?}, {write:?}, {workers} workers, at {i}, {j}: {found} for {expected}",
+                a.dim(),
+                b.dim()
+            );
+        }
+        for column in [0, 1, b.ncols() + 2, b.ncols() + 4] {
+            assert!(wide.column(column).iter().all(|x| x.is_nan()), "written outside the window");
+        }
+    }
+
+    #[test]
+    fn agrees_with_f64_sums_in_every_orientation() {
+        let sizes = [(1, 1, 1), (1, 9, 4), (7, 1, 1), (3, 5, 7), (8, 8, 8), (16, 33, 20), (50, 130, 12), (120, 49, 65)];
+        for (m, n, k) in sizes {
+            for write in [Write::Replace, Write::Add] {
+                for workers in [1, 2, 3] {
+                    check(random(m, k, 0).view(), random(k, n, 1).view(), write, workers);
+                    check(random(k, m, 0).t(), random(k, n, 1).view(), write, workers);
+                    check(random(m, k, 0).view(), random(n, k, 1).t(), write, workers);
+                    check(random(k, m, 0).t(), random(n, k, 1).t(), write, workers);
+                    check(
+                        random(m, k + 3, 0).slice(s![.., 1..=k]),
+                        random(k + 2, n, 1).slice(s![1..=k, ..]),
+                        write,
+                        workers,
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_sum_is_zero() {
+        let mut c = Array2::from_elem((2, 3), f32::NAN);
+        gemm(1.0, random(2, 0, 0).view(), random(0, 3, 1).view(), Write::Replace, c.view_mut(), Parallelism::SEQUENTIAL);
+        assert_eq!(c, Array2::<f32>::zeros((2, 3)));
+    }
+
+    #[test]
+    #[should_panic(expected = "gemm: (2, 3) · (4, 5) into (2, 5)")]
+    fn shapes_that_do_not_fit_panic_with_all_three() {
+        let mut c = Array2::zeros((2, 5));
+        gemm(1.0, random(2, 3, 0).view(), random(4, 5, 1).view(), Write::Replace, c.view_mut(), Parallelism::SEQUENTIAL);
+    }
+}

@@ -1,0 +1,6 @@
+//! Linear algebra: every BLAS call of the crate is made here.
+
+pub mod gemm;
+pub mod threads;
+
+pub use gemm::{Write, gemm};

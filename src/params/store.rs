@@ -1,0 +1,94 @@
+//! One role's values (parameters, gradients, a moment) for every parameter of a layout.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use super::{AlignedBuffer, ParameterId, ParameterLayout};
+
+/// A flat, aligned buffer with views by [`ParameterId`].
+///
+/// Elementwise passes (the optimizer, norms, reductions) run over the flat slice; the zeros between parameters stay
+/// zero under all of them.
+#[derive(Clone, Debug)]
+pub struct ParameterStore {
+    values: AlignedBuffer,
+}
+
+impl ParameterStore {
+    /// Zeros for every parameter of `layout`.
+    #[must_use]
+    pub fn zeros(layout: &ParameterLayout) -> Self {
+        Self { values: AlignedBuffer::zeros(layout.buffer_length()) }
+    }
+
+    /// All values, in the layout's order.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, in the layout's order.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// A parameter's values.
+    #[must_use]
+    pub fn slice(&self, id: ParameterId) -> &[f32] {
+        &self.values[id.range()]
+    }
+
+    /// A parameter's values.
+    pub fn slice_mut(&mut self, id: ParameterId) -> &mut [f32] {
+        &mut self.values[id.range()]
+    }
+
+    /// A parameter as a matrix; a vector is one row.
+    #[must_use]
+    pub fn matrix(&self, id: ParameterId) -> ArrayView2<'_, f32> {
+        ArrayView2::from_shape((id.rows, id.columns), self.slice(id)).expect("an id has its slice's length")
+    }
+
+    /// A parameter as a matrix; a vector is one row.
+    pub fn matrix_mut(&mut self, id: ParameterId) -> ArrayViewMut2<'_, f32> {
+        ArrayViewMut2::from_shape((id.rows, id.columns), self.slice_mut(id)).expect("an id has its slice's length")
+    }
+
+    /// Two different parameters at once, such as a gain and its bias.
+    ///
+    /// # Panics
+    /// If the ids are the same.
+    pub fn pair_mut(&mut self, first: ParameterId, second: ParameterId) -> (&mut [f32], &mut [f32]) {
+        let [first, second] =
+            self.values.get_disjoint_mut([first.range(), second.range()]).expect("the ids are different parameters");
+        (first, second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::Initialisation;
+
+    #[test]
+    fn views_address_the_flat_buffer() {
+        let mut layout = ParameterLayout::default();
+        let weight = layout.matrix("weight", 2, 3, Initialisation::Zeros);
+        let bias = layout.vector("bias", 3, Initialisation::Zeros);
+        let mut store = ParameterStore::zeros(&layout);
+        store.matrix_mut(weight)[[1, 2]] = 4.0;
+        let (weights, biases) = store.pair_mut(weight, bias);
+        weights[0] = 1.0;
+        biases[1] = 2.0;
+        assert_eq!(store.slice(weight), [1.0, 0.0, 0.0, 0.0, 0.0, 4.0]);
+        assert_eq!(store.matrix(bias), ndarray::array![[0.0, 2.0, 0.0]]);
+        assert_eq!(store.values()[17], 2.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "different parameters")]
+    fn the_same_parameter_twice_panics() {
+        let mut layout = ParameterLayout::default();
+        let bias = layout.vector("bias", 3, Initialisation::Zeros);
+        let _ = ParameterStore::zeros(&layout).pair_mut(bias, bias);
+    }
+}
