@@ -41,12 +41,6 @@ impl Target for FusedTarget {
     const FUSED: bool = true;
 }
 
-/// A kernel with its arguments, ready to be run under some target. Implemented by [`kernel!`].
-pub(crate) trait Kernel {
-    type Output;
-    fn run<T: Target>(self) -> Self::Output;
-}
-
 /// The widest instruction set that this processor has and `CLLM_KERNELS` allows.
 #[must_use]
 pub fn instruction_set() -> InstructionSet {
@@ -84,54 +78,52 @@ pub(crate) fn detected() -> InstructionSet {
     InstructionSet::Portable
 }
 
-/// Runs `kernel` under the chosen instruction set.
-#[inline]
-#[allow(unsafe_code)]
-pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    match instruction_set() {
-        // SAFETY: `instruction_set` never exceeds `detected`, which asked the processor for these features.
-        InstructionSet::Avx512 => return unsafe { run_avx512(kernel) },
-        // SAFETY: as above.
-        InstructionSet::Avx2 => return unsafe { run_avx2(kernel) },
-        InstructionSet::Portable => {}
-    }
-    kernel.run::<PortableTarget>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<FusedTarget>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<FusedTarget>()
-}
-
 /// Defines functions whose body is compiled for every instruction set and chosen at run time.
 ///
-/// Inside the body, `T` is the [`Target`]; helpers called from it must be `#[inline(always)]` and generic over `T`.
+/// Inside the body, `T` is the [`Target`]; helpers called from it must be `#[inline(always)]` and generic over `T`. The
+/// body is inlined into functions that take the same arguments, so that LLVM knows the mutable slices not to overlap.
+/// Arithmetic with [`Target::multiply_add`] belongs into loops, not into closures for the iterators of the standard
+/// library: those are not always inlined, and are then compiled for the baseline, where `f32::mul_add` is a call.
+/// A panic in the body is reported at the kernel's caller.
 macro_rules! kernel {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident<T>($($argument:ident: $kind:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+    ($(
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident<T>($($argument:ident: $kind:ty),* $(,)?) $(-> $output:ty)? $body:block
+    )+) => {$(
         $(#[$attribute])*
-        #[allow(unused_parens)]
+        #[track_caller]
+        #[allow(unsafe_code, clippy::too_many_arguments)]
         $visibility fn $name($($argument: $kind),*) $(-> $output)? {
-            struct Call<A>(A);
-            impl $crate::kernels::dispatch::Kernel for Call<($($kind,)*)> {
-                type Output = ($($output)?);
-                #[inline(always)]
-                #[allow(unused_mut)]
-                fn run<T: $crate::kernels::dispatch::Target>(self) -> Self::Output {
-                    let Call(($($argument,)*)) = self;
-                    $body
-                }
+            #[inline(always)]
+            #[track_caller]
+            #[allow(clippy::extra_unused_type_parameters)]
+            fn body<T: $crate::kernels::dispatch::Target>($($argument: $kind),*) $(-> $output)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            #[track_caller]
+            fn avx512($($argument: $kind),*) $(-> $output)? {
+                body::<$crate::kernels::dispatch::FusedTarget>($($argument),*)
             }
-            $crate::kernels::dispatch::dispatch(Call(($($argument,)*)))
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[track_caller]
+            fn avx2($($argument: $kind),*) $(-> $output)? {
+                body::<$crate::kernels::dispatch::FusedTarget>($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            match $crate::kernels::dispatch::instruction_set() {
+                // SAFETY: `instruction_set` never exceeds `detected`, which asked the processor for these features.
+                $crate::kernels::dispatch::InstructionSet::Avx512 => return unsafe { avx512($($argument),*) },
+                // SAFETY: as above.
+                $crate::kernels::dispatch::InstructionSet::Avx2 => return unsafe { avx2($($argument),*) },
+                $crate::kernels::dispatch::InstructionSet::Portable => {}
+            }
+            body::<$crate::kernels::dispatch::PortableTarget>($($argument),*)
         }
-    };
+    )+};
 }
 pub(crate) use kernel;
 

@@ -1,6 +1,15 @@
 //! SIMD kernels over plain slices, each written once and compiled for every instruction set (see [`dispatch`]).
 
+pub mod adamw;
+pub mod cross_entropy;
 pub(crate) mod dispatch;
 pub mod elementwise;
+pub mod exp;
+pub mod gelu;
+pub(crate) mod lanes;
+pub mod layer_norm;
+pub mod reduce;
+pub mod sgd;
+pub mod softmax;
 
 pub use dispatch::{InstructionSet, instruction_set};
