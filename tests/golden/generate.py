@@ -96,13 +96,12 @@ def draw_parameters(case, generator):
 
 
 def draw_batch(case, ignored, tokens, generator):
-    """Random inputs; the targets are the inputs shifted by one, with each micro-batch's first `ignored` ones in a random
-    order of sequences replaced by the ignored id."""
+    """Random inputs; targets shifted by one, of which each micro-batch ignores its count: as many whole sequences as fit
+    into it, the rest at random places of the other sequences."""
     B, T = case["batch"], case["sequence"]
     ids = torch.randint(tokens, (case["micro_batches"] * B, T + 1), generator=generator)
     inputs, targets = ids[:, :-1].clone(), ids[:, 1:].clone()
     for micro, count in enumerate(ignored):
-        # Whole sequences first, then places scattered over what is left.
         rows = torch.randperm(B, generator=generator) + micro * B
         whole, rest = divmod(count, T)
         targets[rows[:whole]] = case["ignore_index"]
