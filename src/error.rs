@@ -26,10 +26,12 @@ pub enum Error {
         path: PathBuf,
     },
     /// A folder holds no file to read.
-    #[error("{}: no file with a known text ending below this folder", path.display())]
+    #[error("{}: no file below this folder that is not empty and ends in one of {}", path.display(), endings.join(", "))]
     NoFiles {
         /// The folder.
         path: PathBuf,
+        /// The endings that were looked for.
+        endings: Vec<String>,
     },
     /// Text is not UTF-8.
     #[error("{}: invalid UTF-8: byte 0x{value:02x} at offset {offset}", path.display())]
@@ -84,6 +86,14 @@ pub enum Error {
     /// A tokenizer could not be trained, loaded or applied.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// Something needs a feature that the crate was built without.
+    #[error("{what} needs the feature `{feature}`")]
+    MissingFeature {
+        /// What needs it.
+        what: String,
+        /// Name of the Cargo feature.
+        feature: &'static str,
+    },
     /// A configuration value is outside its domain.
     #[error("{name} = {value}: {expected}")]
     InvalidConfig {

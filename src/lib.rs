@@ -4,6 +4,7 @@
 #[cfg(feature = "blas")]
 extern crate blas_src as _;
 
+pub mod data;
 pub mod error;
 pub mod kernels;
 pub mod linalg;
