@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+
 /// The number of workers an operation is split over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parallelism(usize);
@@ -35,28 +37,96 @@ pub fn part_of(length: usize, unit: usize, part: usize, parts: usize) -> Range<u
     bound(part)..bound(part + 1)
 }
 
-/// Runs `work` on every item, the items spread over the rayon pool by recursive halving. Allocates nothing.
-pub fn for_each<T: Send>(items: &mut [T], work: &(impl Fn(&mut T) + Sync)) {
+/// Runs `work(index, item)` on every item, spread over the rayon pool by recursive halving. Allocates nothing.
+pub fn for_each_indexed<T: Send>(items: &mut [T], work: &(impl Fn(usize, &mut T) + Sync)) {
+    halve(0, items, work);
+}
+
+fn halve<T: Send>(first: usize, items: &mut [T], work: &(impl Fn(usize, &mut T) + Sync)) {
     match items {
         [] => {}
-        [item] => work(item),
+        [item] => work(first, item),
         _ => {
-            let (left, right) = items.split_at_mut(items.len() / 2);
-            rayon::join(|| for_each(left, work), || for_each(right, work));
+            let middle = items.len() / 2;
+            let (left, right) = items.split_at_mut(middle);
+            rayon::join(|| halve(first, left, work), || halve(first + middle, right, work));
         }
     }
 }
 
-/// Runs `work(index)` for every index in `range`, spread over the rayon pool by recursive halving. Allocates nothing.
-pub fn for_each_index(range: Range<usize>, work: &(impl Fn(usize) + Sync)) {
-    match range.len() {
-        0 => {}
-        1 => work(range.start),
-        length => {
-            let middle = range.start + length / 2;
-            rayon::join(|| for_each_index(range.start..middle, work), || for_each_index(middle..range.end, work));
-        }
+/// Something made of rows that can be cut in two between rows: views, slices with an item a row, and tuples of them.
+pub trait SplitRows: Sized + Send {
+    /// The rows before `at`, and the rest.
+    fn split_rows(self, at: usize) -> (Self, Self);
+}
+
+impl<T: Sync> SplitRows for ArrayView2<'_, T> {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        self.split_at(Axis(0), at)
     }
+}
+
+impl<T: Send> SplitRows for ArrayViewMut2<'_, T> {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        self.split_at(Axis(0), at)
+    }
+}
+
+impl<T: Sync> SplitRows for &[T] {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        self.split_at(at)
+    }
+}
+
+impl<T: Send> SplitRows for &mut [T] {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        self.split_at_mut(at)
+    }
+}
+
+macro_rules! split_tuple {
+    ($($part:ident),+) => {
+        impl<$($part: SplitRows),+> SplitRows for ($($part,)+) {
+            #[allow(non_snake_case)]
+            fn split_rows(self, at: usize) -> (Self, Self) {
+                let ($($part,)+) = self;
+                $(let $part = $part.split_rows(at);)+
+                (($($part.0,)+), ($($part.1,)+))
+            }
+        }
+    };
+}
+split_tuple!(A, B);
+split_tuple!(A, B, C);
+split_tuple!(A, B, C, D);
+split_tuple!(A, B, C, D, E);
+
+/// Runs `work` on contiguous groups of `rows` rows, one group a worker, and combines the results in row order.
+/// Allocates nothing.
+pub fn map_rows<P: SplitRows, R: Send>(
+    parallelism: Parallelism,
+    rows: usize,
+    parts: P,
+    work: &(impl Fn(P) -> R + Sync),
+    combine: &(impl Fn(R, R) -> R + Sync),
+) -> R {
+    let workers = parallelism.count().min(rows);
+    if workers <= 1 {
+        return work(parts);
+    }
+    let left = workers / 2;
+    let at = rows * left / workers;
+    let (top, bottom) = parts.split_rows(at);
+    let (top, bottom) = rayon::join(
+        || map_rows(Parallelism(left), at, top, work, combine),
+        || map_rows(Parallelism(workers - left), rows - at, bottom, work, combine),
+    );
+    combine(top, bottom)
+}
+
+/// Runs `work` on contiguous groups of `rows` rows, one group a worker. Allocates nothing.
+pub fn for_rows<P: SplitRows>(parallelism: Parallelism, rows: usize, parts: P, work: &(impl Fn(P) + Sync)) {
+    map_rows(parallelism, rows, parts, work, &|(), ()| ());
 }
 
 #[cfg(test)]
@@ -82,7 +152,7 @@ mod tests {
     #[test]
     fn every_item_is_visited_once() {
         let mut items = vec![0; 37];
-        for_each(&mut items, &|item| *item += 1);
-        assert_eq!(items, vec![1; 37]);
+        for_each_indexed(&mut items, &|index, item| *item += index);
+        assert_eq!(items, (0..37).collect::<Vec<_>>());
     }
 }

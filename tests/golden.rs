@@ -1,5 +1,5 @@
 //! Training steps against PyTorch: every case folder below `tests/golden/`, and below the folder named by
-//! `CLLM_GOLDEN_DIR` when that is set, each with one worker and with two. `tests/golden/README.md` says what a case holds.
+//! `CLLM_GOLDEN_DIR` when that is set, each with one worker, and with two that share it by sequences and by operations. `tests/golden/README.md` says what a case holds.
 //!
 //! # Tolerances
 //!
@@ -25,6 +25,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use cllm::Sharding;
 use ndarray::{Array2, ArrayD, Dimension, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 
@@ -48,11 +49,11 @@ struct Settings {
     sequence: usize,
     micro_batches: usize,
     ignore_index: u32,
-    learning_rate: f32,
-    beta1: f32,
-    beta2: f32,
-    eps: f32,
-    weight_decay: f32,
+    learning_rate: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
     steps: u64,
 }
 
@@ -68,13 +69,13 @@ struct Case {
 /// The crate under test: every use of its API is in here.
 mod engine {
     use cllm::data::Batch;
-    use cllm::{Schedule, Trainer, TrainingConfig, Transformer, TransformerConfig};
+    use cllm::{Schedule, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
     use ndarray::{Array1, ArrayViewD, arr1};
 
     use super::{Case, Tensors};
 
     /// What the crate computes for a case, under the names of `expected.safetensors`.
-    pub fn run(case: &Case, workers: usize) -> cllm::Result<Tensors> {
+    pub fn run(case: &Case, workers: usize, sharding: Sharding) -> cllm::Result<Tensors> {
         let s = &case.settings;
         let model = TransformerConfig {
             vocabulary_size: s.vocab_size,
@@ -104,12 +105,13 @@ mod engine {
             gradient_clip: None,
             ignore_id: Some(s.ignore_index),
             workers,
+            sharding,
             max_steps: Some(s.steps),
             ..Default::default()
         };
         let model = Transformer::load_parameters(model, &case.folder.join("params.safetensors"))?;
         let mut trainer = Trainer::new(model, training)?;
-        let batch = Batch::new(case.inputs.clone(), case.targets.clone());
+        let batch = Batch::new(case.inputs.clone(), case.targets.clone())?;
         let names: Vec<String> = trainer.model().parameter_names().map(|name| name.to_string()).collect();
 
         let mut found = Tensors::new();
@@ -261,11 +263,11 @@ fn compare_all(found: &Tensors, expected: &Tensors, settings: &Settings) -> BTre
     names.map(|name| (name.clone(), verdict(name))).collect()
 }
 
-/// Reads and runs one case with `workers`; returns what is wrong, one line each, and prints the worst errors.
-fn check(folder: &Path, workers: usize) -> Vec<String> {
+/// Reads and runs one case; returns what is wrong, one line each, and prints the worst errors.
+fn check(folder: &Path, (workers, sharding): (usize, Sharding)) -> Vec<String> {
     let run = || {
         let case = read_case(folder)?;
-        let found = engine::run(&case, workers).map_err(|error| error.to_string())?;
+        let found = engine::run(&case, workers, sharding).map_err(|error| error.to_string())?;
         Ok::<_, String>(compare_all(&found, &case.expected, &case.settings))
     };
     // A panic is this case's failure, not the end of the others.
@@ -273,7 +275,7 @@ fn check(folder: &Path, workers: usize) -> Vec<String> {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Err(format!("panicked: {}", text.unwrap_or("without a message")))
     });
-    let label = format!("{}, workers {workers}", folder.display());
+    let label = format!("{}, {workers} workers by {sharding:?}", folder.display());
     let verdicts = match outcome {
         Ok(verdicts) => verdicts,
         Err(problem) => return vec![format!("{label}: {problem}")],
@@ -295,6 +297,9 @@ fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
+/// Numbers of workers, and how they share a batch.
+const WAYS: [(usize, Sharding); 3] = [(1, Sharding::Auto), (2, Sharding::Sequences), (2, Sharding::Operations)];
+
 #[test]
 fn every_case_trains_as_pytorch_does() {
     let mut roots = vec![committed()];
@@ -302,7 +307,9 @@ fn every_case_trains_as_pytorch_does() {
     let mut failures = Vec::new();
     for root in roots {
         match case_folders(&root) {
-            Ok(folders) => failures.extend(folders.iter().flat_map(|f| [1, 2].into_iter().flat_map(|w| check(f, w)))),
+            Ok(folders) => {
+                failures.extend(folders.iter().flat_map(|folder| WAYS.into_iter().flat_map(|way| check(folder, way))))
+            }
             Err(problem) => failures.push(problem),
         }
     }
@@ -312,7 +319,7 @@ fn every_case_trains_as_pytorch_does() {
 #[test]
 fn a_wrong_value_in_any_tensor_is_found() {
     let case = read_case(&committed().join("one_head")).unwrap();
-    let right = engine::run(&case, 1).unwrap();
+    let right = engine::run(&case, 1, Sharding::Auto).unwrap();
     assert_eq!(right.len(), case.expected.len());
     for name in right.keys() {
         let wrong_by = |factor: f64| {
@@ -343,23 +350,23 @@ fn an_unreadable_case_is_a_failure() {
     let folder = root.path().join("nested/case");
     fs::create_dir_all(&folder).unwrap();
     assert_eq!(case_folders(root.path()).unwrap(), [folder.clone()], "an empty case");
-    assert!(!check(&folder, 1).is_empty(), "an empty case");
+    assert!(!check(&folder, WAYS[0]).is_empty(), "an empty case");
 
     let copy = |file: &str| fs::copy(committed().join("one_position").join(file), folder.join(file)).unwrap();
     FILES.iter().for_each(|file| assert!(copy(file) > 0));
     assert_eq!(case_folders(root.path()).unwrap(), [folder.clone()]);
-    assert_eq!(check(&folder, 1), [""; 0]);
+    assert_eq!(check(&folder, WAYS[0]), [""; 0]);
     for file in FILES {
         let path = folder.join(file);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
-        assert!(!check(&folder, 1).is_empty(), "{file} cut short");
+        assert!(!check(&folder, WAYS[0]).is_empty(), "{file} cut short");
         fs::remove_file(&path).unwrap();
-        assert!(!check(&folder, 1).is_empty(), "{file} missing");
+        assert!(!check(&folder, WAYS[0]).is_empty(), "{file} missing");
         assert_eq!(case_folders(root.path()).unwrap(), [folder.clone()], "a case without {file} is still a case");
         copy(file);
     }
     // A run that computes other tensors than the case expects: batch and parameters of another case.
     fs::copy(committed().join("one_head/expected.safetensors"), folder.join("expected.safetensors")).unwrap();
-    assert!(!check(&folder, 1).is_empty(), "expectations of another case");
+    assert!(!check(&folder, WAYS[0]).is_empty(), "expectations of another case");
 }

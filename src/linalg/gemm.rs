@@ -81,13 +81,7 @@ fn split(
 }
 
 #[cfg(feature = "blas")]
-fn product(
-    alpha: f32,
-    a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
-    write: Write,
-    mut c: ArrayViewMut2<'_, f32>,
-) {
+fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, mut c: ArrayViewMut2<'_, f32>) {
     let (rows, columns) = c.dim();
     let inner = a.ncols();
     if rows == 0 || columns == 0 {
@@ -154,13 +148,7 @@ fn blas_int(length: usize) -> std::ffi::c_int {
 }
 
 #[cfg(not(feature = "blas"))]
-fn product(
-    alpha: f32,
-    a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
-    write: Write,
-    mut c: ArrayViewMut2<'_, f32>,
-) {
+fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, mut c: ArrayViewMut2<'_, f32>) {
     let beta = match write {
         Write::Replace => {
             // Some kernels multiply by β = 0 instead of overwriting, which would keep a NaN.
@@ -234,7 +222,14 @@ mod tests {
     #[test]
     fn an_empty_sum_is_zero() {
         let mut c = Array2::from_elem((2, 3), f32::NAN);
-        gemm(1.0, random(2, 0, 0).view(), random(0, 3, 1).view(), Write::Replace, c.view_mut(), Parallelism::SEQUENTIAL);
+        gemm(
+            1.0,
+            random(2, 0, 0).view(),
+            random(0, 3, 1).view(),
+            Write::Replace,
+            c.view_mut(),
+            Parallelism::SEQUENTIAL,
+        );
         assert_eq!(c, Array2::<f32>::zeros((2, 3)));
     }
 
@@ -242,6 +237,13 @@ mod tests {
     #[should_panic(expected = "gemm: (2, 3) · (4, 5) into (2, 5)")]
     fn shapes_that_do_not_fit_panic_with_all_three() {
         let mut c = Array2::zeros((2, 5));
-        gemm(1.0, random(2, 3, 0).view(), random(4, 5, 1).view(), Write::Replace, c.view_mut(), Parallelism::SEQUENTIAL);
+        gemm(
+            1.0,
+            random(2, 3, 0).view(),
+            random(4, 5, 1).view(),
+            Write::Replace,
+            c.view_mut(),
+            Parallelism::SEQUENTIAL,
+        );
     }
 }

@@ -1,0 +1,4 @@
+//! Files that hold parameters.
+
+pub mod atomic;
+pub mod tensors;

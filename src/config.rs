@@ -1,0 +1,45 @@
+//! Settings of models and of training: plain serde structs, checked by `validate` before anything is allocated.
+
+mod preset;
+mod training;
+mod transformer;
+
+pub use preset::Preset;
+pub use training::{Optimizer, Schedule, Sharding, TrainingConfig};
+pub use transformer::TransformerConfig;
+
+use crate::{Error, Result};
+
+fn positive(name: &'static str, value: usize) -> Result<()> {
+    if value == 0 { Err(Error::config(name, value, "must be at least 1")) } else { Ok(()) }
+}
+
+/// `value` must be finite and within `low..=high`.
+fn within(name: &'static str, value: f64, low: f64, high: f64) -> Result<()> {
+    if (low..=high).contains(&value) && value.is_finite() {
+        return Ok(());
+    }
+    let expected = match (low, high) {
+        (low, f64::INFINITY) => format!("must be finite and at least {low}"),
+        _ => format!("must lie between {low} and {high}"),
+    };
+    Err(Error::config(name, value, expected))
+}
+
+/// `value` must be finite and in `low..high`, the end excluded.
+fn below(name: &'static str, value: f64, low: f64, high: f64) -> Result<()> {
+    if (low..high).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::config(name, value, format!("must be at least {low} and below {high}")))
+    }
+}
+
+/// `value` must be finite and greater than 0.
+fn above_zero(name: &'static str, value: f64) -> Result<()> {
+    if value > 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::config(name, value, "must be finite and greater than 0"))
+    }
+}

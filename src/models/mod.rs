@@ -1,0 +1,3 @@
+//! Models: configuration, parameter layout, workspace, forward and backward of each.
+
+pub mod transformer;

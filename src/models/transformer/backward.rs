@@ -1,0 +1,172 @@
+//! The backward pass: the forward's list reversed.
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+
+use super::Model;
+use super::forward::{Pass, forward};
+use super::parameters::{LinearIds, NormIds};
+use super::workspace::{Workspace, first};
+use crate::layers::dropout::Site;
+use crate::layers::layer_norm::Statistics;
+use crate::layers::{attention, embedding, feed_forward, layer_norm, linear, slice_mut};
+use crate::linalg::{Write, gemm};
+use crate::loss::cross_entropy::{CrossEntropy, LossSum};
+use crate::params::ParameterStore;
+
+/// Computes the loss of `targets` and, for `weight` times it, the gradient of every parameter, which replaces or is
+/// added to `gradients`.
+pub(crate) fn loss_and_gradients(
+    model: &Model<'_>,
+    workspace: &mut Workspace,
+    (ids, targets): (&[u32], &[u32]),
+    (loss, weight): (CrossEntropy, f32),
+    (gradients, write): (&mut ParameterStore, Write),
+    pass: Pass,
+) -> LossSum {
+    forward(model, workspace, ids, pass);
+    if write == Write::Replace {
+        clear_added(model, gradients);
+    }
+    let sum = score(model, workspace, targets, (loss, weight), (gradients, write), pass);
+    backward(model, workspace, ids, gradients, write, pass);
+    sum
+}
+
+/// Zeroes the gradients that the backward only ever adds to; the others are overwritten.
+fn clear_added(model: &Model<'_>, gradients: &mut ParameterStore) {
+    gradients.slice_mut(model.ids.positions).fill(0.0);
+    let norms = model.ids.blocks.iter().flat_map(|block| [block.attention_norm, block.feed_forward_norm]);
+    for norm in norms.chain([model.ids.final_norm]) {
+        gradients.slice_mut(norm.gain).fill(0.0);
+        gradients.slice_mut(norm.bias).fill(0.0);
+    }
+}
+
+/// Scores every row against the vocabulary, and takes the gradient back to the output of the final norm
+/// (`gradients.layer`) and to the token table.
+fn score(
+    model: &Model<'_>,
+    workspace: &mut Workspace,
+    targets: &[u32],
+    (loss, weight): (CrossEntropy, f32),
+    (gradients, mut write): (&mut ParameterStore, Write),
+    pass: Pass,
+) -> LossSum {
+    let table = model.parameters.matrix(model.ids.tokens);
+    let activation_gradients = workspace.gradients.as_mut().expect("the workspace has room for gradients");
+    let chunk_rows = workspace.scores.nrows();
+    let mut sum = LossSum::default();
+    for (chunk, targets) in targets.chunks(chunk_rows).enumerate() {
+        let range = chunk * chunk_rows..chunk * chunk_rows + targets.len();
+        let normalised = workspace.normalised.slice(s![range.clone(), ..]);
+        let mut scores = first(&mut workspace.scores, targets.len());
+        gemm(1.0, normalised, table.t(), Write::Replace, scores.view_mut(), pass.parallelism);
+        sum = sum + loss.replace_by_gradient(scores.view_mut(), targets, weight, pass.parallelism);
+        let dnormalised = activation_gradients.layer.slice_mut(s![range, ..]);
+        gemm(1.0, scores.view(), table, Write::Replace, dnormalised, pass.parallelism);
+        gemm(1.0, scores.t(), normalised, write, gradients.matrix_mut(model.ids.tokens), pass.parallelism);
+        write = Write::Add;
+    }
+    sum
+}
+
+fn backward(
+    model: &Model<'_>,
+    workspace: &mut Workspace,
+    ids: &[u32],
+    gradients: &mut ParameterStore,
+    write: Write,
+    pass: Pass,
+) {
+    let config = model.config;
+    let tokens = ids.len();
+    let rows = s![..tokens, ..];
+    let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
+    let mut dresidual = first(&mut buffers.residual, tokens);
+    let mut dlayer = first(&mut buffers.layer, tokens);
+    let mut dqkv = first(&mut buffers.qkv, tokens);
+    let mut dhidden = first(&mut buffers.hidden, tokens);
+    let mut layers = Layers { model, gradients, write, pass };
+
+    dresidual.fill(0.0);
+    let last = workspace.residual[config.layers].slice(rows);
+    layers.norm(model.ids.final_norm, last, &workspace.final_norm, dlayer.view(), dresidual.view_mut());
+
+    for (block, (ids, activations)) in model.ids.blocks.iter().zip(&workspace.blocks).enumerate().rev() {
+        let projected = layers.dropped(Site::FeedForwardResidual(block), dresidual.view(), &mut buffers.dropped);
+        layers.linear(ids.contract, activations.hidden.slice(rows), projected, dhidden.view_mut());
+        feed_forward::activate_backward(activations.derivative.slice(rows), dhidden.view_mut(), pass.parallelism);
+        layers.linear(ids.expand, activations.feed_forward_input.slice(rows), dhidden.view(), dlayer.view_mut());
+        let (input, statistics) = (activations.middle.slice(rows), &activations.feed_forward_norm);
+        layers.norm(ids.feed_forward_norm, input, statistics, dlayer.view(), dresidual.view_mut());
+
+        let projected = layers.dropped(Site::AttentionResidual(block), dresidual.view(), &mut buffers.dropped);
+        let attended = activations.attended.slice(rows);
+        layers.linear(ids.attention_projection, attended, projected, dlayer.view_mut());
+        attention::backward(
+            pass.attention(model, block),
+            activations.qkv.slice(rows),
+            attended,
+            activations.log_sum_exp.slice(s![.., ..tokens]),
+            dlayer.view(),
+            dqkv.view_mut(),
+            &mut workspace.attention,
+            pass.parallelism,
+        );
+        layers.linear(ids.qkv, activations.attention_input.slice(rows), dqkv.view(), dlayer.view_mut());
+        let (input, statistics) = (workspace.residual[block].slice(rows), &activations.attention_norm);
+        layers.norm(ids.attention_norm, input, statistics, dlayer.view(), dresidual.view_mut());
+    }
+
+    pass.drop(Site::Embedding, config.embedding_dropout, config.dim, slice_mut(&mut dresidual));
+    let gradients = layers.gradients;
+    embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
+    let dpositions = gradients.matrix_mut(model.ids.positions);
+    embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
+}
+
+/// The backward of single layers, with what they all share.
+struct Layers<'a> {
+    model: &'a Model<'a>,
+    gradients: &'a mut ParameterStore,
+    write: Write,
+    pass: Pass,
+}
+
+impl Layers<'_> {
+    fn linear(&mut self, ids: LinearIds, x: ArrayView2<'_, f32>, dy: ArrayView2<'_, f32>, dx: ArrayViewMut2<'_, f32>) {
+        let parallelism = self.pass.parallelism;
+        linear::backward_input(dy, self.model.parameters.matrix(ids.weight), dx, parallelism);
+        linear::backward_bias(dy, self.gradients.slice_mut(ids.bias), self.write);
+        linear::backward_weight(x, dy, self.gradients.matrix_mut(ids.weight), self.write, parallelism);
+    }
+
+    fn norm(
+        &mut self,
+        ids: NormIds,
+        x: ArrayView2<'_, f32>,
+        statistics: &Statistics,
+        dy: ArrayView2<'_, f32>,
+        dx: ArrayViewMut2<'_, f32>,
+    ) {
+        let (dgain, dbias) = self.gradients.pair_mut(ids.gain, ids.bias);
+        layer_norm::backward(x, statistics, self.model.parameters.slice(ids.gain), dy, dx, dgain, dbias);
+    }
+
+    /// The gradient of a projection whose output was dropped at `site` before it joined the residual stream.
+    fn dropped<'a>(
+        &self,
+        site: Site,
+        dresidual: ArrayView2<'a, f32>,
+        copy: &'a mut Array2<f32>,
+    ) -> ArrayView2<'a, f32> {
+        let probability = self.pass.residual_dropout(self.model);
+        if probability == 0.0 {
+            return dresidual;
+        }
+        let mut masked = first(copy, dresidual.nrows());
+        masked.assign(&dresidual);
+        self.pass.drop(site, probability, self.model.config.dim, slice_mut(&mut masked));
+        copy.slice(s![..dresidual.nrows(), ..])
+    }
+}

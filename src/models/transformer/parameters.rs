@@ -1,0 +1,80 @@
+//! The parameters of a transformer: names and shapes as in Hugging Face's GPT-2, without a prefix.
+
+use crate::config::TransformerConfig;
+use crate::params::{Initialisation, ParameterId, ParameterLayout};
+
+/// Gain and bias of a layer norm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NormIds {
+    pub gain: ParameterId,
+    pub bias: ParameterId,
+}
+
+/// Weight (`inputs × outputs`) and bias of a linear layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinearIds {
+    pub weight: ParameterId,
+    pub bias: ParameterId,
+}
+
+/// The parameters of one block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockIds {
+    pub attention_norm: NormIds,
+    pub qkv: LinearIds,
+    pub attention_projection: LinearIds,
+    pub feed_forward_norm: NormIds,
+    pub expand: LinearIds,
+    pub contract: LinearIds,
+}
+
+/// The parameters of the whole model.
+#[derive(Clone, Debug)]
+pub(crate) struct TransformerIds {
+    pub tokens: ParameterId,
+    pub positions: ParameterId,
+    pub blocks: Vec<BlockIds>,
+    pub final_norm: NormIds,
+}
+
+/// The table of parameters, and their ids by role.
+pub(crate) fn layout(config: &TransformerConfig) -> (ParameterLayout, TransformerIds) {
+    let mut layout = ParameterLayout::default();
+    let (dim, hidden) = (config.dim, config.feed_forward);
+    let deviation = config.initial_deviation;
+    // GPT-2 scales the projections onto the residual stream, two a block, so that its variance does not grow with depth.
+    let residual_deviation = deviation / ((2 * config.layers) as f32).sqrt();
+    let normal = Initialisation::Normal;
+
+    let tokens = layout.matrix("wte.weight", config.vocabulary_size, dim, normal(deviation));
+    let positions = layout.matrix("wpe.weight", config.context, dim, normal(deviation));
+    let blocks = (0..config.layers)
+        .map(|block| {
+            let name = |part: &str| format!("h.{block}.{part}");
+            BlockIds {
+                attention_norm: norm(&mut layout, &name("ln_1"), dim),
+                qkv: linear(&mut layout, &name("attn.c_attn"), dim, 3 * dim, deviation),
+                attention_projection: linear(&mut layout, &name("attn.c_proj"), dim, dim, residual_deviation),
+                feed_forward_norm: norm(&mut layout, &name("ln_2"), dim),
+                expand: linear(&mut layout, &name("mlp.c_fc"), dim, hidden, deviation),
+                contract: linear(&mut layout, &name("mlp.c_proj"), hidden, dim, residual_deviation),
+            }
+        })
+        .collect();
+    let final_norm = norm(&mut layout, "ln_f", dim);
+    (layout, TransformerIds { tokens, positions, blocks, final_norm })
+}
+
+fn norm(layout: &mut ParameterLayout, name: &str, dim: usize) -> NormIds {
+    NormIds {
+        gain: layout.vector(format!("{name}.weight"), dim, Initialisation::Ones),
+        bias: layout.vector(format!("{name}.bias"), dim, Initialisation::Zeros),
+    }
+}
+
+fn linear(layout: &mut ParameterLayout, name: &str, inputs: usize, outputs: usize, deviation: f32) -> LinearIds {
+    LinearIds {
+        weight: layout.matrix(format!("{name}.weight"), inputs, outputs, Initialisation::Normal(deviation)),
+        bias: layout.vector(format!("{name}.bias"), outputs, Initialisation::Zeros),
+    }
+}

@@ -1,0 +1,7 @@
+//! Optimizers: the learning rate's schedule, and the update of all parameters in one pass over memory.
+
+pub mod schedule;
+mod state;
+
+pub use schedule::LearningRate;
+pub(crate) use state::{CHUNK, OptimizerState};

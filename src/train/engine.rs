@@ -1,0 +1,174 @@
+//! The step itself, run inside the trainer's pool.
+
+use super::reduction::reduce;
+use super::report::{BatchLoss, Evaluation, StepReport};
+use super::shard::{Shard, Step};
+use crate::config::TrainingConfig;
+use crate::data::{Batch, SequenceSource};
+use crate::layers::dropout::Masks;
+use crate::loss::cross_entropy::{CrossEntropy, LossSum};
+use crate::models::transformer::{Transformer, check_tokens};
+use crate::optim::{CHUNK, LearningRate, OptimizerState};
+use crate::parallel::for_each_indexed;
+use crate::params::ParameterStore;
+use crate::{Error, Result};
+
+/// Everything of a trainer but its threads.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub model: Transformer,
+    pub config: TrainingConfig,
+    pub learning_rate: LearningRate,
+    pub optimizer: OptimizerState,
+    pub shards: Vec<Shard>,
+    pub norms: Vec<f64>,
+    /// Steps made so far.
+    pub steps: u64,
+    /// Where evaluation gathers its windows.
+    pub evaluation_batch: Batch,
+}
+
+impl Engine {
+    pub fn new(model: Transformer, config: TrainingConfig) -> Self {
+        let layout = model.layout();
+        Self {
+            learning_rate: LearningRate::new(&config, config.max_steps.unwrap_or(u64::MAX)),
+            optimizer: OptimizerState::new(layout, &config, model.parameters()),
+            shards: Shard::all(model.config(), &config, layout),
+            norms: vec![0.0; layout.buffer_length().div_ceil(CHUNK)],
+            steps: 0,
+            evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
+            model,
+            config,
+        }
+    }
+
+    fn loss(&self) -> CrossEntropy {
+        CrossEntropy { ignore_id: self.config.ignore_id, label_smoothing: self.config.label_smoothing as f32 }
+    }
+
+    /// Checks a batch from outside and counts its targets.
+    fn check(&self, batch: &Batch) -> Result<u64> {
+        if batch.sequence_length() > self.config.sequence_length {
+            return Err(Error::Shape {
+                what: "batch, sequences × at most the configured sequence length".into(),
+                expected: vec![batch.sequences(), self.config.sequence_length],
+                found: vec![batch.sequences(), batch.sequence_length()],
+            });
+        }
+        let vocabulary = self.model.config().vocabulary_size;
+        let (inputs, targets) = (batch.inputs(), batch.targets());
+        let targets = targets.as_slice().expect("a batch is contiguous");
+        check_tokens("batch inputs", inputs.as_slice().expect("a batch is contiguous"), vocabulary, None)?;
+        check_tokens("batch targets", targets, vocabulary, self.config.ignore_id)?;
+        let counted = match self.config.ignore_id {
+            None => targets.len(),
+            Some(ignored) => targets.iter().filter(|&&id| id != ignored).count(),
+        };
+        if counted == 0 { Err(Error::NoTargets { positions: targets.len() }) } else { Ok(counted as u64) }
+    }
+
+    /// The loss of `batch` and its gradient, which is then in the first shard.
+    pub fn compute_gradients(&mut self, batch: &Batch) -> Result<BatchLoss> {
+        let targets = self.check(batch)?;
+        let step = Step {
+            model: self.model.view(),
+            batch,
+            loss: self.loss(),
+            weight: 1.0 / targets as f32,
+            masks: Masks::new(self.config.seed, self.steps),
+        };
+        self.shards.iter_mut().for_each(Shard::begin);
+        let parts = self.shards.len();
+        let mut start = 0;
+        while start < batch.sequences() {
+            let end = (start + self.config.batch_size).min(batch.sequences());
+            for_each_indexed(&mut self.shards, &|part, shard| shard.train(step, start..end, part, parts));
+            start = end;
+        }
+        let gradient_norm = reduce(&mut self.shards, &mut self.norms);
+        let sum = self.shards.iter().fold(LossSum::default(), |sum, shard| sum + shard.sum);
+        let loss = sum.loss / targets as f64;
+        self.check_finite(loss, gradient_norm)?;
+        Ok(BatchLoss { loss, accuracy: sum.correct as f64 / targets as f64, targets, gradient_norm })
+    }
+
+    fn check_finite(&self, loss: f64, gradient_norm: f64) -> Result<()> {
+        let step = self.steps + 1;
+        if !loss.is_finite() {
+            return Err(Error::NonFinite { step, what: "the loss".into(), value: loss });
+        }
+        if gradient_norm.is_finite() {
+            return Ok(());
+        }
+        for spec in self.model.layout().specs() {
+            if let Some(&value) = self.gradients().slice(spec.id).iter().find(|value| !value.is_finite()) {
+                let what = format!("the gradient of {}", spec.name);
+                return Err(Error::NonFinite { step, what, value: value.into() });
+            }
+        }
+        Err(Error::NonFinite { step, what: "the norm of the gradient".into(), value: gradient_norm })
+    }
+
+    /// The gradient computed last.
+    pub fn gradients(&self) -> &ParameterStore {
+        &self.shards[0].gradients
+    }
+
+    /// One update.
+    pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let BatchLoss { loss, accuracy, gradient_norm, .. } = self.compute_gradients(batch)?;
+        let learning_rate = self.learning_rate.at(self.steps);
+        // As PyTorch's clip_grad_norm_, whose small constant keeps the quotient finite.
+        let gradient_scale =
+            self.config.gradient_clip.map_or(1.0, |largest| (largest / (gradient_norm + 1e-6)).min(1.0));
+        self.steps += 1;
+        let (layout, parameters) = self.model.layout_and_parameters_mut();
+        self.optimizer.update(
+            layout,
+            &self.config,
+            parameters,
+            &self.shards[0].gradients,
+            (self.steps, learning_rate, gradient_scale),
+        );
+        self.optimizer.update_average(&self.config, self.model.parameters());
+        let tokens = (batch.sequences() * batch.sequence_length()) as u64;
+        Ok(StepReport { step: self.steps, loss, accuracy, gradient_norm, learning_rate, tokens })
+    }
+
+    /// Evaluates consecutive windows of `source`: all of them, or `batches` batches spread evenly.
+    pub fn evaluate(&mut self, source: &SequenceSource, batches: Option<usize>) -> Result<Evaluation> {
+        if source.sequence_length() != self.config.sequence_length {
+            return Err(Error::Shape {
+                what: "sequences of the evaluation tokens".into(),
+                expected: vec![self.config.sequence_length],
+                found: vec![source.sequence_length()],
+            });
+        }
+        let all = source.windows().div_ceil(self.config.batch_size as u64);
+        let wanted = batches.map_or(all, |batches| all.min(batches as u64));
+        let vocabulary = self.model.config().vocabulary_size;
+        let loss = CrossEntropy { label_smoothing: 0.0, ..self.loss() };
+        self.shards.iter_mut().for_each(Shard::begin);
+        for index in 0..wanted {
+            let batch = &mut self.evaluation_batch;
+            let rows = source.fill_evaluation(index * all / wanted, batch);
+            let batch = &self.evaluation_batch;
+            let tokens = [("evaluation inputs", batch.inputs()), ("evaluation targets", batch.targets())];
+            for (what, tokens) in tokens {
+                check_tokens(what, tokens.as_slice().expect("contiguous"), vocabulary, self.config.ignore_id)?;
+            }
+            let parameters = self.optimizer.average.as_ref().unwrap_or(self.model.parameters());
+            let model = self.model.with_parameters(parameters);
+            let (parts, top_k) = (self.shards.len(), self.config.top_k);
+            for_each_indexed(&mut self.shards, &|part, shard| {
+                shard.evaluate(model, batch, (loss, top_k), 0..rows, (part, parts));
+            });
+        }
+        let sum = self.shards.iter().fold(LossSum::default(), |sum, shard| sum + shard.sum);
+        if sum.targets == 0 {
+            return Err(Error::NoTargets { positions: wanted as usize * self.evaluation_batch.inputs().len() });
+        }
+        Ok(Evaluation::new(sum))
+    }
+}

@@ -1,0 +1,14 @@
+//! Training: a trainer, its workers, evaluation, and the progress it reports.
+//!
+//! A batch is cut into micro-batches of `batch_size` sequences, and each of these over the workers in one of two ways
+//! (see [`Sharding`](crate::config::Sharding)): whole sequences to each worker, or every operation to all of them. The
+//! gradients are reduced in a fixed order, so a run is bit-identical for a given number of workers, build and machine.
+
+mod engine;
+mod reduction;
+mod report;
+mod shard;
+mod trainer;
+
+pub use report::{BatchLoss, Evaluation, Progress, StepReport};
+pub use trainer::{RunSummary, Trainer};

@@ -1,0 +1,90 @@
+//! What training tells its caller.
+
+use crate::loss::cross_entropy::LossSum;
+use crate::models::transformer::Transformer;
+
+/// Loss of a batch at the parameters it was computed with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchLoss {
+    /// Mean loss over the targets that count, in nats.
+    pub loss: f64,
+    /// Share of these targets that had the highest score.
+    pub accuracy: f64,
+    /// Number of these targets.
+    pub targets: u64,
+    /// Euclidean norm of the whole gradient, before clipping.
+    pub gradient_norm: f64,
+}
+
+/// One update of the parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Mean loss of the batch before the update, in nats.
+    pub loss: f64,
+    /// Share of the targets that had the highest score.
+    pub accuracy: f64,
+    /// Euclidean norm of the whole gradient, before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate of this update.
+    pub learning_rate: f64,
+    /// Tokens in the batch.
+    pub tokens: u64,
+}
+
+impl StepReport {
+    /// e^loss.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// How well a model predicts some tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss, in nats.
+    pub loss: f64,
+    /// Share of targets with the highest score.
+    pub accuracy: f64,
+    /// Share of targets among the k highest scores.
+    pub top_k_accuracy: f64,
+    /// Number of targets looked at.
+    pub targets: u64,
+}
+
+impl Evaluation {
+    pub(crate) fn new(sum: LossSum) -> Self {
+        let targets = sum.targets as f64;
+        Self {
+            loss: sum.loss / targets,
+            accuracy: sum.correct as f64 / targets,
+            top_k_accuracy: sum.correct_in_top_k as f64 / targets,
+            targets: sum.targets,
+        }
+    }
+
+    /// e^loss.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// What a run's callback is told after every step.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The step that was just made.
+    pub report: StepReport,
+    /// The step at which the run ends.
+    pub last_step: u64,
+    /// Training tokens a second since the run began, evaluation left out.
+    pub tokens_per_second: f64,
+    /// The evaluation made after this step, if one was due.
+    pub evaluation: Option<Evaluation>,
+    /// Whether the save interval says to save now.
+    pub save_due: bool,
+    /// The model after this step.
+    pub model: &'a Transformer,
+}

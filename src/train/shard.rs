@@ -1,0 +1,143 @@
+//! One worker's share of a batch: a workspace and a gradient buffer of its own.
+
+use ndarray::s;
+
+use crate::config::{Sharding, TrainingConfig, TransformerConfig};
+use crate::data::Batch;
+use crate::layers::dropout::Masks;
+use crate::linalg::{Write, gemm};
+use crate::loss::cross_entropy::{CrossEntropy, LossSum};
+use crate::models::transformer::{Model, Pass, Workspace, first, forward, loss_and_gradients};
+use crate::parallel::{Parallelism, part_of};
+use crate::params::{ParameterLayout, ParameterStore};
+
+/// A model with more values than this has its operations split, since a second gradient buffer would cost more time to
+/// fill and add than split products lose.
+const LARGEST_SHARDED_MODEL: usize = 16 << 20;
+
+impl TrainingConfig {
+    /// How batches will be split over the workers: as configured, or for [`Sharding::Auto`] by whole sequences where
+    /// there is one for each worker and the model is small enough for a gradient buffer each, else by operations.
+    #[must_use]
+    pub fn effective_sharding(&self, parameters: usize) -> Sharding {
+        match self.sharding {
+            Sharding::Auto if self.workers > self.batch_size || parameters > LARGEST_SHARDED_MODEL => {
+                Sharding::Operations
+            }
+            Sharding::Auto => Sharding::Sequences,
+            chosen => chosen,
+        }
+    }
+}
+
+/// A worker, or all workers together.
+#[derive(Debug)]
+pub(super) struct Shard {
+    workspace: Workspace,
+    parallelism: Parallelism,
+    pub gradients: ParameterStore,
+    /// Whether `gradients` holds anything of the current step.
+    pub has_gradients: bool,
+    /// The sums of the current step.
+    pub sum: LossSum,
+}
+
+/// What every shard is told about a training step.
+#[derive(Clone, Copy)]
+pub(super) struct Step<'a> {
+    pub model: Model<'a>,
+    pub batch: &'a Batch,
+    pub loss: CrossEntropy,
+    /// Factor of every target's gradient: 1 over the number of targets that count.
+    pub weight: f32,
+    pub masks: Masks,
+}
+
+impl Shard {
+    /// The shards of a trainer, each with room for its largest part of a micro-batch.
+    pub fn all(config: &TransformerConfig, training: &TrainingConfig, layout: &ParameterLayout) -> Vec<Self> {
+        let (shards, parallelism) = match training.effective_sharding(layout.parameter_count()) {
+            Sharding::Operations => (1, Parallelism::workers(training.workers)),
+            _ => (training.workers, Parallelism::SEQUENTIAL),
+        };
+        let sequences = training.batch_size.div_ceil(shards);
+        let (length, budget) = (training.sequence_length, training.scores_budget);
+        (0..shards)
+            .map(|_| Self {
+                workspace: Workspace::new(config, sequences * length, length, budget, parallelism, true),
+                parallelism,
+                gradients: ParameterStore::zeros(layout),
+                has_gradients: false,
+                sum: LossSum::default(),
+            })
+            .collect()
+    }
+
+    /// Forgets the former step.
+    pub fn begin(&mut self) {
+        self.has_gradients = false;
+        self.sum = LossSum::default();
+    }
+
+    /// Adds the loss and the gradient of part `part` of `parts` of the sequences `rows`.
+    pub fn train(&mut self, step: Step<'_>, rows: std::ops::Range<usize>, part: usize, parts: usize) {
+        let part = part_of(rows.len(), 1, part, parts);
+        let rows = rows.start + part.start..rows.start + part.end;
+        if rows.is_empty() {
+            return;
+        }
+        let pass = Pass {
+            sequence_length: step.batch.sequence_length(),
+            masks: Some(step.masks),
+            first_sequence: rows.start,
+            parallelism: self.parallelism,
+        };
+        let write = if self.has_gradients { Write::Add } else { Write::Replace };
+        let inputs = step.batch.inputs().slice_move(s![rows.clone(), ..]);
+        let targets = step.batch.targets().slice_move(s![rows, ..]);
+        let sum = loss_and_gradients(
+            &step.model,
+            &mut self.workspace,
+            (inputs.to_slice().expect("a batch is contiguous"), targets.to_slice().expect("a batch is contiguous")),
+            (step.loss, step.weight),
+            (&mut self.gradients, write),
+            pass,
+        );
+        self.sum = self.sum + sum;
+        self.has_gradients = true;
+    }
+
+    /// Adds the loss, without gradients and dropout, of part `part` of `parts` of the sequences `rows`.
+    pub fn evaluate(
+        &mut self,
+        model: Model<'_>,
+        batch: &Batch,
+        (loss, top_k): (CrossEntropy, usize),
+        rows: std::ops::Range<usize>,
+        (part, parts): (usize, usize),
+    ) {
+        let part = part_of(rows.len(), 1, part, parts);
+        let rows = rows.start + part.start..rows.start + part.end;
+        if rows.is_empty() {
+            return;
+        }
+        let pass = Pass {
+            sequence_length: batch.sequence_length(),
+            masks: None,
+            first_sequence: rows.start,
+            parallelism: self.parallelism,
+        };
+        let inputs = batch.inputs().slice_move(s![rows.clone(), ..]);
+        let targets = batch.targets().slice_move(s![rows, ..]);
+        forward(&model, &mut self.workspace, inputs.to_slice().expect("a batch is contiguous"), pass);
+        let table = model.parameters.matrix(model.ids.tokens);
+        let chunk_rows = self.workspace.scores.nrows();
+        for (chunk, targets) in targets.to_slice().expect("a batch is contiguous").chunks(chunk_rows).enumerate() {
+            let range = chunk * chunk_rows..chunk * chunk_rows + targets.len();
+            let normalised = self.workspace.normalised.slice(s![range, ..]);
+            let mut scores = first(&mut self.workspace.scores, targets.len());
+            gemm(1.0, normalised, table.t(), Write::Replace, scores.view_mut(), self.parallelism);
+            self.sum = self.sum + loss.evaluate(scores.view(), targets, top_k, self.parallelism);
+        }
+    }
+}
