@@ -13,10 +13,10 @@ use std::time::Instant;
 use clap::Parser;
 use cllm::data::{self, BatchOrder, SequenceSource, TokenStore, Tokenizer};
 use cllm::rng::{Purpose, Stream};
-use cllm::train::{Evaluation, Progress, RunSummary};
-use cllm::{Trainer, TrainingConfig, Transformer};
+use cllm::train::{Progress, RunSummary};
+use cllm::{Trainer, TrainingConfig, Transformer, TransformerConfig};
 use ndarray::{Array2, s};
-use serde_json::json;
+use serde::Serialize;
 
 #[path = "common/chart.rs"]
 mod chart;
@@ -28,15 +28,17 @@ mod flags;
 mod memory;
 #[path = "common/progress.rs"]
 mod progress;
+#[path = "train_lm/record.rs"]
+mod record;
 #[path = "common/run_folder.rs"]
 mod run_folder;
 
-use chart::Curve;
 use flags::Flags;
 use progress::ProgressDisplay;
-use run_folder::{MetricsLog, RunFolder};
+use record::Record;
+use run_folder::RunFolder;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     match train(&Flags::parse()) {
@@ -80,15 +82,15 @@ fn train(flags: &Flags) -> Result<()> {
     let mut trainer = Trainer::new(model, config.clone())?;
 
     tokenizer.save(folder.path())?;
-    let description = json!({
-        "model": trainer.model().config(),
-        "training": config,
-        "data": {
-            "files": corpus.paths().collect::<Vec<_>>(),
-            "training_tokens": training.tokens().len(),
-            "validation_tokens": validation.as_ref().map_or(0, |source| source.tokens().len()),
+    let description = Description {
+        model: trainer.model().config(),
+        training: &config,
+        data: DataDescription {
+            files: corpus.paths().collect(),
+            training_tokens: training.tokens().len(),
+            validation_tokens: validation.as_ref().map_or(0, |source| source.tokens().len()),
         },
-    });
+    };
     folder.write_json("config.json", &description)?;
     let mut record = Record::new(folder.metrics()?, flags.log_every);
     let summary = run(&mut trainer, &training, validation.as_ref(), &folder, &mut record)?;
@@ -105,19 +107,51 @@ fn train(flags: &Flags) -> Result<()> {
         println!("\n{}\n", sample(&model, &tokenizer, prompt, flags.sample, config.seed)?);
     }
     if flags.json {
-        let last_line = json!({
-            "steps": summary.steps,
-            "train_loss": record.recent_loss(),
-            "val_loss": evaluation.map(|evaluation| evaluation.loss),
-            "tokens_per_s": summary.tokens_per_second(),
-            "seconds": start.elapsed().as_secs_f64(),
-            "parameters": parameters,
-            "workers": config.workers,
-            "peak_rss_mb": memory::peak_rss_mb(),
-        });
-        println!("{last_line}");
+        let outcome = Outcome {
+            steps: summary.steps,
+            train_loss: record.recent_loss(),
+            val_loss: evaluation.map(|evaluation| evaluation.loss),
+            tokens_per_s: summary.tokens_per_second(),
+            seconds: start.elapsed().as_secs_f64(),
+            parameters,
+            workers: config.workers,
+            peak_rss_mb: memory::peak_rss_mb(),
+        };
+        println!("{}", serde_json::to_string(&outcome)?);
     }
     Ok(())
+}
+
+/// What `config.json` holds.
+#[derive(Serialize)]
+struct Description<'a> {
+    model: &'a TransformerConfig,
+    training: &'a TrainingConfig,
+    data: DataDescription<'a>,
+}
+
+#[derive(Serialize)]
+struct DataDescription<'a> {
+    files: Vec<&'a Path>,
+    training_tokens: usize,
+    validation_tokens: usize,
+}
+
+/// The last line, if it is asked for.
+#[derive(Serialize)]
+struct Outcome {
+    steps: u64,
+    /// Mean over the last steps.
+    train_loss: f64,
+    /// Over the whole validation data.
+    val_loss: Option<f64>,
+    /// In training steps, evaluation left out.
+    tokens_per_s: f64,
+    /// Of the whole program.
+    seconds: f64,
+    parameters: usize,
+    workers: usize,
+    peak_rss_mb: Option<f64>,
 }
 
 /// Training and validation tokens.
@@ -205,68 +239,6 @@ fn report(
         progress.model.save_parameters(&folder.file("model.safetensors"))?;
     }
     Ok(())
-}
-
-/// Losses of a run, in memory and in `metrics.jsonl`.
-struct Record {
-    log: MetricsLog,
-    log_every: u64,
-    recent: Vec<f64>,
-    training: Vec<(f64, f64)>,
-    validation: Vec<(f64, f64)>,
-}
-
-impl Record {
-    fn new(log: MetricsLog, log_every: u64) -> Self {
-        Self { log, log_every: log_every.max(1), recent: Vec::new(), training: Vec::new(), validation: Vec::new() }
-    }
-
-    fn step(&mut self, progress: &Progress<'_>) -> Result<()> {
-        let report = &progress.report;
-        // A ring of the last losses.
-        match self.recent.get_mut((report.step as usize - 1) % 100) {
-            Some(loss) => *loss = report.loss,
-            None => self.recent.push(report.loss),
-        }
-        if report.step != 1 && report.step != progress.last_step && !report.step.is_multiple_of(self.log_every) {
-            return Ok(());
-        }
-        self.training.push((report.step as f64, report.loss));
-        self.log.write(&json!({
-            "step": report.step,
-            "loss": report.loss,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "tokens_per_s": progress.tokens_per_second,
-        }))
-    }
-
-    fn evaluation(&mut self, step: u64, evaluation: &Evaluation) -> Result<()> {
-        // The last evaluation, over the whole validation data, replaces one of the same step.
-        self.validation.pop_if(|point| point.0 == step as f64);
-        self.validation.push((step as f64, evaluation.loss));
-        self.log.write(&json!({
-            "step": step,
-            "validation_loss": evaluation.loss,
-            "validation_perplexity": evaluation.perplexity(),
-            "validation_accuracy": evaluation.accuracy,
-            "validation_top_k_accuracy": evaluation.top_k_accuracy,
-            "validation_targets": evaluation.targets,
-        }))
-    }
-
-    /// Mean loss of the last 100 steps, or of all if there were fewer.
-    fn recent_loss(&self) -> f64 {
-        self.recent.iter().sum::<f64>() / self.recent.len() as f64
-    }
-
-    fn draw(&self, path: &Path) -> Result<()> {
-        let curves = [
-            Curve { name: "training", points: &self.training },
-            Curve { name: "validation", points: &self.validation },
-        ];
-        chart::draw_loss(path, "Loss", &curves)
-    }
 }
 
 /// The first tokens of `tokens`.

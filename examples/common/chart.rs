@@ -10,6 +10,9 @@ use plotters::prelude::*;
 /// More points than this are averaged in groups of neighbours.
 const MAX_POINTS: usize = 1000;
 
+/// Up to this many points are marked each, so that a single one can be seen.
+const MAX_MARKS: usize = 50;
+
 /// A named line of (step, loss) points.
 pub struct Curve<'a> {
     pub name: &'a str,
@@ -41,16 +44,24 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve<'_>]) -> Result<(), Box<d
         .y_desc("loss, nats per token")
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|loss| format!("{loss:.2}"))
-        .light_line_style(WHITE)
+        .max_light_lines(0)
         .draw()?;
     for (curve, color) in curves.iter().zip([RGBColor(120, 160, 210), RGBColor(200, 70, 30)]) {
-        let points = thinned(curve.points);
+        let points: Vec<_> = thinned(curve.points).collect();
+        if points.len() <= MAX_MARKS {
+            chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, color.filled())))?;
+        }
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)))?
             .label(curve.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.9)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.9))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     area.present()?;
     Ok(())
 }
