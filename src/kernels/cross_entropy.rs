@@ -108,14 +108,15 @@ fn exponential_sum<T: Target>(x: &[f32], shift: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane += exp_flushed::<T>(x - shift);
+        for i in 0..LANES {
+            lanes[i] += exp_flushed::<T>(block[i] - shift);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += exp_flushed::<T>(x - shift);
+    let mut rest_sum = 0.0;
+    for &x in rest {
+        rest_sum += exp_flushed::<T>(x - shift);
     }
-    sum(lanes)
+    sum(lanes) + rest_sum
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 //! pass, so that it does not cancel.
 
 use super::dispatch::{Target, kernel};
-use super::lanes::{LANES, Lanes, fold, sum};
+use super::lanes::{LANES, fold, sum};
 
 kernel! {
     /// Normalises the rows of `x`, whose width is that of `gain` and `bias`, into `out`; `mean[r]` and
@@ -87,32 +87,33 @@ fn gradient_sums<T: Target>(
     gradient_gain: &mut [f32],
     gradient_bias: &mut [f32],
 ) -> (f32, f32) {
-    let mut sums: Lanes = [0.0; LANES];
-    let mut dots: Lanes = [0.0; LANES];
-    let mut add = |lane: usize, x: f32, gain: f32, g: f32, gradient_gain: &mut f32, gradient_bias: &mut f32| {
+    let add = |x: f32, gain: f32, g: f32, into_gain: &mut f32, into_bias: &mut f32, sum: &mut f32, dot: &mut f32| {
         let normalised = (x - mean) * inverse;
         let d = g * gain;
-        sums[lane] += d;
-        dots[lane] = T::multiply_add(d, normalised, dots[lane]);
-        *gradient_gain = T::multiply_add(g, normalised, *gradient_gain);
-        *gradient_bias += g;
+        *sum += d;
+        *dot = T::multiply_add(d, normalised, *dot);
+        *into_gain = T::multiply_add(g, normalised, *into_gain);
+        *into_bias += g;
     };
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (gain, gain_rest) = gain.as_chunks::<LANES>();
     let (g, g_rest) = gradient_out.as_chunks::<LANES>();
-    let (gradient_gain, gradient_gain_rest) = gradient_gain.as_chunks_mut::<LANES>();
-    let (gradient_bias, gradient_bias_rest) = gradient_bias.as_chunks_mut::<LANES>();
-    for ((((x, gain), g), gradient_gain), gradient_bias) in
-        x.iter().zip(gain).zip(g).zip(gradient_gain).zip(gradient_bias)
-    {
+    let (into_gain, into_gain_rest) = gradient_gain.as_chunks_mut::<LANES>();
+    let (into_bias, into_bias_rest) = gradient_bias.as_chunks_mut::<LANES>();
+    let mut sums = [0.0; LANES];
+    let mut dots = [0.0; LANES];
+    let blocks = x.iter().zip(gain).zip(g).zip(into_gain).zip(into_bias);
+    for ((((x, gain), g), into_gain), into_bias) in blocks {
         for i in 0..LANES {
-            add(i, x[i], gain[i], g[i], &mut gradient_gain[i], &mut gradient_bias[i]);
+            add(x[i], gain[i], g[i], &mut into_gain[i], &mut into_bias[i], &mut sums[i], &mut dots[i]);
         }
     }
-    for (i, &x) in x_rest.iter().enumerate() {
-        add(i, x, gain_rest[i], g_rest[i], &mut gradient_gain_rest[i], &mut gradient_bias_rest[i]);
+    let (mut rest_sum, mut rest_dot) = (0.0, 0.0);
+    let rest = x_rest.iter().zip(gain_rest).zip(g_rest).zip(into_gain_rest).zip(into_bias_rest);
+    for ((((&x, &gain), &g), into_gain), into_bias) in rest {
+        add(x, gain, g, into_gain, into_bias, &mut rest_sum, &mut rest_dot);
     }
-    (sum(sums), sum(dots))
+    (sum(sums) + rest_sum, sum(dots) + rest_dot)
 }
 
 #[cfg(test)]

@@ -12,6 +12,10 @@ use super::dispatch::{Target, kernel};
 use super::exp::exp_flushed;
 use super::lanes::{LANES, combine, fold, larger, sum};
 
+/// Rows that [`causal_softmax`] takes through each of its passes together, so that the processor works on the next row
+/// while the result of a reduction is on its way.
+const GROUP: usize = 8;
+
 /// The largest entry of `x`, passing over NaN; −∞ for none.
 #[inline(always)]
 pub(super) fn largest(x: &[f32]) -> f32 {
@@ -24,16 +28,17 @@ pub(super) fn exponentials<T: Target>(x: &mut [f32], scale: f32, shift: f32) -> 
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks_mut::<LANES>();
     for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *x = exp_flushed::<T>(T::multiply_add(scale, *x, -shift));
-            *lane += *x;
+        for i in 0..LANES {
+            block[i] = exp_flushed::<T>(T::multiply_add(scale, block[i], -shift));
+            lanes[i] += block[i];
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
+    let mut rest_sum = 0.0;
+    for x in rest {
         *x = exp_flushed::<T>(T::multiply_add(scale, *x, -shift));
-        *lane += *x;
+        rest_sum += *x;
     }
-    sum(lanes)
+    sum(lanes) + rest_sum
 }
 
 /// The number of rows, and a check that row r may have `first_valid + r` valid entries.
@@ -52,7 +57,14 @@ fn causal_rows(name: &str, length: usize, width: usize, first_valid: usize) -> u
     rows
 }
 
-/// Splits a causal row into the entries to be worked on, whose masked end is set to −∞, and the rest, which is set to 0.
+/// The entries of a causal row that are worked on: the valid ones, and masked ones up to a whole vector.
+#[inline(always)]
+fn covered(row: &mut [f32], valid: usize) -> &mut [f32] {
+    let covered = valid.next_multiple_of(LANES).min(row.len());
+    &mut row[..covered]
+}
+
+/// As [`covered`]; masked entries become −∞ in it and 0 after it.
 #[inline(always)]
 fn masked(row: &mut [f32], valid: usize) -> &mut [f32] {
     let covered = valid.next_multiple_of(LANES).min(row.len());
@@ -79,15 +91,26 @@ kernel! {
         let rows = causal_rows("causal_softmax", scores.len(), width, first_valid);
         assert_eq!(rows, log_sum_exp.len(), "causal_softmax: rows of scores and of log_sum_exp");
         assert!(scale > 0.0, "causal_softmax: scale {scale}");
-        for (r, log_sum_exp) in log_sum_exp.iter_mut().enumerate() {
-            let row = masked(&mut scores[r * width..][..width], first_valid + r);
-            let shift = scale * largest(row);
-            let sum = exponentials::<T>(row, scale, shift);
-            let factor = 1.0 / sum;
-            for p in row {
-                *p *= factor;
+        for (group, log_sum_exp) in log_sum_exp.chunks_mut(GROUP).enumerate() {
+            let mut shifts = [0.0; GROUP];
+            let mut sums = [0.0; GROUP];
+            let first = group * GROUP;
+            let rows = &mut scores[first * width..][..log_sum_exp.len() * width];
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                shifts[j] = scale * largest(masked(row, first_valid + first + j));
             }
-            *log_sum_exp = shift + sum.ln();
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                sums[j] = exponentials::<T>(covered(row, first_valid + first + j), scale, shifts[j]);
+            }
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                let factor = 1.0 / sums[j];
+                for p in covered(row, first_valid + first + j) {
+                    *p *= factor;
+                }
+            }
+            for (j, log_sum_exp) in log_sum_exp.iter_mut().enumerate() {
+                *log_sum_exp = shifts[j] + sums[j].ln();
+            }
         }
     }
 
