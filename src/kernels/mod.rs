@@ -11,5 +11,7 @@ pub mod layer_norm;
 pub mod reduce;
 pub mod sgd;
 pub mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use dispatch::{InstructionSet, instruction_set};
