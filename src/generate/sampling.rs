@@ -160,17 +160,17 @@ fn pick(weights: &[f32], uniform: f64) -> u32 {
 mod tests {
     use super::*;
 
+    const DRAWS: u64 = 40_000;
     const SCORES: [f32; 7] = [0.1, 2.0, -1.0, 2.0, 0.7, -4.0, 1.3];
 
     /// Shares of the tokens in many draws.
     fn shares(scores: &[f32], sampling: Sampling) -> Vec<f64> {
-        const DRAWS: u64 = 40_000;
         let mut sampler = Sampler::new(scores.len());
-        let mut shares = vec![0.0; scores.len()];
+        let mut counts = vec![0u32; scores.len()];
         for position in 0..DRAWS {
-            shares[sampler.draw(scores, &sampling, position).unwrap() as usize] += 1.0 / DRAWS as f64;
+            counts[sampler.draw(scores, &sampling, position).unwrap() as usize] += 1;
         }
-        shares
+        counts.iter().map(|&count| f64::from(count) / DRAWS as f64).collect()
     }
 
     /// softmax(scores / temperature) over `kept`, 0 elsewhere.
@@ -186,7 +186,7 @@ mod tests {
         let found = shares(&SCORES, sampling);
         for (token, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
             // Five standard deviations; a token that is cut must never come.
-            let deviation = (expected * (1.0 - expected) / 40_000.0).sqrt();
+            let deviation = (expected * (1.0 - expected) / DRAWS as f64).sqrt();
             assert!((found - expected).abs() <= 5.0 * deviation, "token {token}: {found} for {expected}");
             assert!(!kept.contains(&token) || found > 0.0, "token {token} never came");
         }
