@@ -12,10 +12,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use cllm::data::{self, BatchOrder, SequenceSource, TokenStore, Tokenizer};
-use cllm::rng::{Purpose, Stream};
+use cllm::generate::{Generator, Sampling};
 use cllm::train::{Progress, RunSummary};
 use cllm::{Trainer, TrainingConfig, Transformer, TransformerConfig};
-use ndarray::{Array2, s};
 use serde::Serialize;
 
 #[path = "common/chart.rs"]
@@ -38,7 +37,7 @@ use progress::ProgressDisplay;
 use record::Record;
 use run_folder::RunFolder;
 
-pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     match train(&Flags::parse()) {
@@ -104,7 +103,9 @@ fn train(flags: &Flags) -> Result<()> {
     }
     record.draw(&folder.file("loss.svg"))?;
     if flags.sample > 0 {
-        println!("\n{}\n", sample(&model, &tokenizer, prompt, flags.sample, config.seed)?);
+        let sampling = Sampling { temperature: 0.8, seed: config.seed, ..Sampling::default() };
+        let sample = Generator::new(&model).generate(&prompt, flags.sample, &sampling)?;
+        println!("\n{}\n", tokenizer.decode(&[prompt, sample].concat()));
     }
     if flags.json {
         let outcome = Outcome {
@@ -246,23 +247,4 @@ fn prompt(tokens: &TokenStore) -> Vec<u32> {
     let mut prompt = vec![0; tokens.len().min(16)];
     tokens.copy_to(0, &mut prompt);
     prompt
-}
-
-/// Continues `tokens` by `count` tokens drawn at temperature 0.8.
-fn sample(model: &Transformer, tokenizer: &Tokenizer, mut tokens: Vec<u32>, count: usize, seed: u64) -> Result<String> {
-    let draws = Stream::new(seed, Purpose::Sampling, 0);
-    for index in 0..count {
-        let seen = &tokens[tokens.len().saturating_sub(model.config().context)..];
-        let logits = model.logits(Array2::from_shape_vec((1, seen.len()), seen.to_vec())?.view())?;
-        let last = logits.slice(s![0, -1, ..]);
-        let largest = last.fold(f32::NEG_INFINITY, |largest, &score| largest.max(score));
-        let weights = last.mapv(|score| ((score - largest) / 0.8).exp());
-        let mut rest = draws.uniform(index as u64) * weights.sum();
-        let drawn = weights.iter().position(|weight| {
-            rest -= weight;
-            rest < 0.0
-        });
-        tokens.push(drawn.unwrap_or(weights.len() - 1) as u32);
-    }
-    Ok(tokenizer.decode(&tokens))
 }
