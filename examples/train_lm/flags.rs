@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 ///
 /// Without any flag: a small model, for about two minutes, on Rust sources that Cargo has downloaded.
 #[derive(Parser)]
+#[command(args_override_self = true)]
 pub struct Flags {
     /// Text files, or folders of them [default: Rust sources in the Cargo registry]
     #[arg(long, num_args = 1.., value_name = "PATH")]
