@@ -250,7 +250,7 @@ mod tests {
                 .iter()
                 .position(|&token| {
                     sum += probabilities[token as usize];
-                    sum >= f64::from(p as f32)
+                    sum >= f64::from(p)
                 })
                 .unwrap();
             let mut sampler = Sampler::new(777);
