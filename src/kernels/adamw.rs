@@ -33,8 +33,9 @@ kernel! {
     /// p ← p·(1 − lr·weight_decay), m ← m + (1 − β₁)·(g − m), v ← β₂·v + (1 − β₂)·g²,
     /// p ← p − lr / bias_correction1 · m / (√v / √bias_correction2 + ε).
     ///
-    /// Every operation is rounded to f32, multiply-adds once; m, v and p are within a few ULP of the true values of the
-    /// terms that are added. A gradient that is not finite reaches p, m and v: check before the step.
+    /// Every operation is rounded to f32, multiply-adds once: p is within 4·10⁻⁷·(|p| + |its change|) of the true value,
+    /// m within 2·10⁻⁷·(|m| + |g|), v within 3·10⁻⁷·v. A gradient that is not finite makes its p NaN and
+    /// stays in m and v: check before the step. With ε = 0, a parameter without any gradient so far becomes NaN.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -138,6 +139,22 @@ mod tests {
             report.close("p", &p, &[2.0 * (1.0 - 3e-3); 33], |_, p| 1e-7 * p);
             report.same_bits("m", &m, &[0.0; 33]);
             report.same_bits("v", &v, &[0.0; 33]);
+        });
+    }
+
+    #[test]
+    fn a_bad_gradient_stays_with_its_parameter() {
+        check_every_set(|report| {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let (mut p, mut m, mut v) = (vec![1.0; 40], vec![0.0; 40], vec![0.0; 40]);
+                let mut g = vec![1.0; 40];
+                g[21] = bad;
+                adamw(&mut p, &g, &mut m, &mut v, &STEP);
+                for i in 0..40 {
+                    let finite = [p[i], m[i], v[i]].map(f32::is_finite);
+                    report.check(finite == [i != 21; 3], || format!("{bad} at 21, element {i}: {finite:?}"));
+                }
+            }
         });
     }
 

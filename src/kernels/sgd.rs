@@ -23,7 +23,8 @@ kernel! {
     ///
     /// b ← momentum·b + g, p ← p − lr·b, or p ← p − lr·(g + momentum·b) with Nesterov's look-ahead.
     ///
-    /// A buffer of zeros gives the first step that PyTorch makes. Every operation is rounded to f32, multiply-adds once.
+    /// A buffer of zeros gives the first step that PyTorch makes. Every operation is rounded to f32, multiply-adds once:
+    /// after two steps from there, p and b are within 4·10⁻⁷·(|p| + |g₁| + |g₂|) of the true values.
     ///
     /// # Panics
     /// If the lengths differ.
