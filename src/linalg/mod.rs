@@ -4,6 +4,8 @@
 mod core;
 pub mod gemm;
 pub mod profile;
+#[cfg(feature = "lapack")]
+pub mod spectral;
 pub mod threads;
 
 pub use gemm::{Write, gemm};
