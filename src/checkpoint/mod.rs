@@ -1,4 +1,7 @@
-//! Files that hold parameters.
-
+//! Checkpoints.
 pub mod atomic;
+mod checksum;
+mod header;
 pub mod tensors;
+
+pub use checksum::{Checksum, Hasher};
