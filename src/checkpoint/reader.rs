@@ -83,12 +83,13 @@ fn latest(run: &Path) -> Result<PathBuf> {
         return Err(none());
     }
     let pointer = checkpoints.join(LATEST);
-    let mut text = String::new();
-    let name = match File::open(&pointer).and_then(|file| file.take(64).read_to_string(&mut text)) {
-        Ok(_) => text
-            .strip_suffix('\n')
-            .and_then(Name::parse)
-            .ok_or_else(|| Error::invalid_file(&pointer, format!("{text:?} is not the name of a checkpoint")))?,
+    let mut text = Vec::new();
+    let name = match File::open(&pointer).and_then(|file| file.take(64).read_to_end(&mut text)) {
+        Ok(_) => {
+            let text = String::from_utf8_lossy(&text);
+            let name = text.strip_suffix('\n').and_then(Name::parse);
+            name.ok_or_else(|| Error::invalid_file(&pointer, format!("{text:?} is not the name of a checkpoint")))?
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             names(&checkpoints)?.into_iter().max().ok_or_else(none)?
         }
