@@ -39,7 +39,8 @@ pub fn tokenizer(folder: &Path, bytes: &[u8]) -> Result<()> {
     let tokenizer = Tokenizer::load(&path)?;
     let mut tokens = Vec::new();
     tokenizer.encode("lowest newer", &mut tokens)?;
-    tokenizer.decode(&tokens);
+    let text = tokenizer.decode(&tokens);
+    assert!(text.len() <= 1000 * tokens.len(), "{} bytes of {} tokens", text.len(), tokens.len());
     Ok(())
 }
 
