@@ -5,7 +5,7 @@ mod training;
 mod transformer;
 
 pub use preset::Preset;
-pub use training::{Optimizer, Schedule, Sharding, TrainingConfig};
+pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};
 pub use transformer::TransformerConfig;
 
 use crate::{Error, Result};

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::{Checksum, Difference};
+
 /// `Result` with the crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -128,12 +130,70 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
-    /// The loss or the gradient is not a finite number; parameters are as before the step.
+    /// A folder holds no checkpoint: none was written yet.
+    #[error("{}: no checkpoint", path.display())]
+    NoCheckpoint {
+        /// The run folder.
+        path: PathBuf,
+    },
+    /// A tensor is not what was saved.
+    #[error("{}: tensor {tensor} has the checksum {found}, but {} was saved", path.display(),
+        expected.map_or("none".into(), |sum| sum.to_string()))]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The sum in the manifest, if there is one.
+        expected: Option<Checksum>,
+        /// The sum of what is in the file.
+        found: Checksum,
+    },
+    /// A run folder has another writer.
+    #[error("{}: held by {}", path.display(), process.map_or("another process".into(), |id| format!("process {id}")))]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// Who holds it, as far as it says so.
+        process: Option<u32>,
+    },
+    /// A run cannot be resumed as asked: too much differs.
+    #[error("the run differs from its checkpoint in {}", list(differences))]
+    Differences {
+        /// All differences, those that would be accepted included.
+        differences: Vec<Difference>,
+    },
+    /// BLAS computes wrong products.
+    #[error(
+        "BLAS core {core}: element {row}, {column} of a product of {rows} × {inner} and {inner} × {columns} \
+        ({layout}) is {found} for {expected}"
+    )]
+    BrokenBlas {
+        /// BLAS's name for its kernels.
+        core: String,
+        /// Rows of the product.
+        rows: usize,
+        /// Length of its sums.
+        inner: usize,
+        /// Columns of the product.
+        columns: usize,
+        /// Which operands are transposed, and what happens to the former content of the output.
+        layout: &'static str,
+        /// Where the wrong element is.
+        row: usize,
+        /// Where the wrong element is.
+        column: usize,
+        /// The right value.
+        expected: f64,
+        /// The value that BLAS gave.
+        found: f32,
+    },
+    /// The loss, the gradient or a weight is not a finite number; parameters are as before the step.
     #[error("step {step}: {what} is {value}")]
     NonFinite {
         /// The step, counted from 1.
         step: u64,
-        /// What is not finite: the loss, or the gradient of a named parameter.
+        /// What is not finite: the loss, or the gradient or a value of a named parameter.
         what: String,
         /// The value.
         value: f64,
@@ -175,4 +235,8 @@ impl Error {
     pub(crate) fn config(name: &'static str, value: impl ToString, expected: impl ToString) -> Error {
         Error::InvalidConfig { name, value: value.to_string(), expected: expected.to_string() }
     }
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

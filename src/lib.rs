@@ -47,7 +47,7 @@ pub mod params;
 pub mod rng;
 pub mod train;
 
-pub use config::{Optimizer, Preset, Schedule, Sharding, TrainingConfig, TransformerConfig};
+pub use config::{OnNonFinite, Optimizer, Preset, Schedule, Sharding, TrainingConfig, TransformerConfig};
 pub use error::{Error, Result};
 pub use models::transformer::Transformer;
 pub use train::Trainer;

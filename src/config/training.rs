@@ -44,6 +44,20 @@ pub enum Sharding {
     Operations,
 }
 
+/// What a trainer does when the loss or the gradient of a step is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNonFinite {
+    /// Returns [`Error::NonFinite`]; the trainer stays usable, its parameters are as before the step.
+    Stop,
+    /// Leaves the batch out: no update, but the step counts. Does not help where a weight is not finite, which is an
+    /// error.
+    Skip,
+    /// Returns to the last save (without a run folder, to the copy of the state that is made every `save_interval`;
+    /// before the first of either, to the run's beginning) and multiplies the learning rate by `roll_back_factor`.
+    RollBack,
+}
+
 /// Everything a training run is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -98,6 +112,15 @@ pub struct TrainingConfig {
     pub top_k: usize,
     /// Updates between saves; none without. The progress callback is told when one is due.
     pub save_interval: Option<u64>,
+    /// Checkpoints that are kept in the run folder, the last ones; all without.
+    pub keep_checkpoints: Option<usize>,
+    /// What to do when the loss or the gradient is not finite.
+    pub on_non_finite: OnNonFinite,
+    /// What the learning rate is multiplied by at every [`OnNonFinite::RollBack`].
+    pub roll_back_factor: f64,
+    /// How many steps may be skipped in a row, or how often the run may be rolled back before it gets beyond the step
+    /// that failed; then the error is returned.
+    pub non_finite_limit: u64,
     /// The order in which a run visits the training tokens.
     pub batch_order: BatchOrder,
     /// Seed of batch order and dropout.
@@ -140,6 +163,10 @@ impl Default for TrainingConfig {
             evaluation_batches: None,
             top_k: 5,
             save_interval: None,
+            keep_checkpoints: Some(3),
+            on_non_finite: OnNonFinite::Stop,
+            roll_back_factor: 0.5,
+            non_finite_limit: 10,
             batch_order: BatchOrder::Random,
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
@@ -167,6 +194,7 @@ impl TrainingConfig {
             ("epochs", self.epochs),
             ("evaluation_interval", self.evaluation_interval),
             ("save_interval", self.save_interval),
+            ("keep_checkpoints", self.keep_checkpoints.map(|checkpoints| checkpoints as u64)),
             ("evaluation_batches", self.evaluation_batches.map(|batches| batches as u64)),
         ] {
             if steps == Some(0) {
@@ -182,6 +210,8 @@ impl TrainingConfig {
         above_zero("epsilon", self.epsilon)?;
         below("momentum", self.momentum, 0.0, 1.0)?;
         below("label_smoothing", self.label_smoothing, 0.0, 1.0)?;
+        above_zero("roll_back_factor", self.roll_back_factor)?;
+        within("roll_back_factor", self.roll_back_factor, 0.0, 1.0)?;
         if let Some(clip) = self.gradient_clip {
             above_zero("gradient_clip", clip)?;
         }

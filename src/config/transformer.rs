@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{above_zero, below, positive};
 use crate::{Error, Result};
 
+/// Values in the largest matrix.
+const LARGEST_MATRIX: u64 = 1 << 40;
+
 /// Shape, dropout and initialisation of a GPT-2 style transformer (Radford et al., "Language models are unsupervised
 /// multitask learners", 2019).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +91,17 @@ impl TransformerConfig {
         // The lanes of the dropout streams hold three per block.
         if self.layers > 16_000 {
             return Err(Error::config("layers", self.layers, "must be at most 16000"));
+        }
+        // The products of sizes below must not overflow, and no machine could hold such a table.
+        let sizes =
+            [("vocabulary_size", self.vocabulary_size), ("context", self.context), ("feed_forward", self.feed_forward)];
+        for (name, size) in sizes {
+            if (size as u64).saturating_mul(self.dim as u64) > LARGEST_MATRIX {
+                return Err(Error::config(name, size, format!("times dim = {} is more than 2^40", self.dim)));
+            }
+        }
+        if (self.dim as u64).saturating_mul(self.dim as u64) > LARGEST_MATRIX {
+            return Err(Error::config("dim", self.dim, "must be at most 2^20"));
         }
         if !self.dim.is_multiple_of(self.heads) {
             return Err(Error::config("heads", self.heads, format!("must divide dim = {}", self.dim)));

@@ -30,7 +30,6 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-pub(crate) mod atomic_file;
 mod batch;
 mod chunks;
 mod permutation;

@@ -83,6 +83,18 @@ impl SequenceSource {
         &self.tokens
     }
 
+    /// The order in which the sequences are drawn.
+    #[must_use]
+    pub fn order(&self) -> BatchOrder {
+        self.order
+    }
+
+    /// The seed of the order.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Sequences in a batch.
     #[must_use]
     pub fn sequences(&self) -> usize {

@@ -15,8 +15,8 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use super::atomic_file::AtomicFile;
 use super::token_store::{TokenStore, TokenWidth, check_tokens};
+use crate::checkpoint::atomic::AtomicFile;
 use crate::{Error, Result};
 
 pub(super) const HEADER_BYTES: usize = 32;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::token_file;
+use crate::checkpoint::{Checksum, Hasher};
 use crate::{Error, Result};
 
 /// How many bytes a token takes.
@@ -219,6 +220,16 @@ impl TokenStore {
         let (training, validation) = self.split_at((self.len as f64 * (1.0 - fraction)) as usize);
         let names = [format!("{} (training part)", self.name), format!("{} (validation part)", self.name)];
         Ok((training.named(&names[0]), validation.named(&names[1])))
+    }
+
+    /// A sum over all tokens and the size of the vocabulary: the same tokens have the same sum wherever they lie. Reads
+    /// all of them.
+    #[must_use]
+    pub fn fingerprint(&self) -> Checksum {
+        let mut hasher = Hasher::default();
+        hasher.update(&(self.vocabulary_size as u64).to_le_bytes());
+        hasher.update(&self.all_bytes()[self.offset..self.offset + self.len * self.width.bytes()]);
+        hasher.finish()
     }
 
     fn all_bytes(&self) -> &[u8] {

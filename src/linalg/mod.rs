@@ -4,6 +4,7 @@
 mod core;
 pub mod gemm;
 pub mod profile;
+pub mod self_check;
 #[cfg(feature = "lapack")]
 pub mod spectral;
 pub mod threads;

@@ -61,9 +61,11 @@ impl Transformer {
     /// # Errors
     /// [`Error::InvalidConfig`] if the configuration is not valid.
     pub fn new(config: TransformerConfig, seed: u64) -> Result<Self> {
-        let mut model = Self::zeros(config)?;
-        model.layout.initialise(model.parameters.values_mut(), seed);
-        Ok(model)
+        Self::with_parameters_from(config, |layout| {
+            let mut parameters = ParameterStore::zeros(layout);
+            layout.initialise(parameters.values_mut(), seed);
+            Ok(parameters)
+        })
     }
 
     /// A model with parameters read from a safetensors file that holds exactly this configuration's tensors.
@@ -72,15 +74,17 @@ impl Transformer {
     /// [`Error::InvalidConfig`], [`Error::Io`], [`Error::InvalidFile`], or, for a tensor that is missing or does not
     /// fit, [`Error::MissingTensor`] or [`Error::Shape`].
     pub fn load_parameters(config: TransformerConfig, path: &Path) -> Result<Self> {
-        let mut model = Self::zeros(config)?;
-        tensors::read(path, &model.layout, &mut model.parameters)?;
-        Ok(model)
+        Self::with_parameters_from(config, |layout| tensors::load(path, layout).map(|(parameters, _)| parameters))
     }
 
-    fn zeros(config: TransformerConfig) -> Result<Self> {
+    /// A model with the parameters that `load` gives for its layout.
+    pub(crate) fn with_parameters_from(
+        config: TransformerConfig,
+        load: impl FnOnce(&ParameterLayout) -> Result<ParameterStore>,
+    ) -> Result<Self> {
         config.validate()?;
         let (layout, ids) = parameters::layout(&config);
-        let parameters = ParameterStore::zeros(&layout);
+        let parameters = load(&layout)?;
         Ok(Self { config, layout, ids, parameters })
     }
 

@@ -33,6 +33,12 @@ impl LearningRate {
         }
     }
 
+    /// The steps of the run in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
     /// The learning rate of the step after `steps` steps were taken. Beyond the run's end it stays at its last value.
     #[must_use]
     pub fn at(&self, steps: u64) -> f64 {

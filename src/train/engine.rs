@@ -1,8 +1,11 @@
 //! The step itself, run inside the trainer's pool.
 
+use super::checkpointing::Saving;
+use super::recovery::Recovery;
 use super::reduction::reduce;
-use super::report::{BatchLoss, Evaluation, StepReport};
+use super::report::{BatchLoss, Evaluation, StepOutcome, StepReport};
 use super::shard::{Shard, Step};
+use crate::checkpoint::check_finite;
 use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
 use crate::layers::dropout::Masks;
@@ -26,6 +29,8 @@ pub(super) struct Engine {
     pub steps: u64,
     /// Where evaluation gathers its windows.
     pub evaluation_batch: Batch,
+    pub saving: Saving,
+    pub recovery: Recovery,
 }
 
 impl Engine {
@@ -38,6 +43,8 @@ impl Engine {
             norms: vec![0.0; layout.buffer_length().div_ceil(CHUNK)],
             steps: 0,
             evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
+            saving: Saving::default(),
+            recovery: Recovery::default(),
             model,
             config,
         }
@@ -96,6 +103,7 @@ impl Engine {
     fn check_finite(&self, loss: f64, gradient_norm: f64) -> Result<()> {
         let step = self.steps + 1;
         if !loss.is_finite() {
+            check_finite(step, self.model.layout(), &[("model", self.model.parameters())])?;
             return Err(Error::NonFinite { step, what: "the loss".into(), value: loss });
         }
         if gradient_norm.is_finite() {
@@ -118,7 +126,7 @@ impl Engine {
     /// One update.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
         let BatchLoss { loss, accuracy, gradient_norm, .. } = self.compute_gradients(batch)?;
-        let learning_rate = self.learning_rate.at(self.steps);
+        let learning_rate = self.learning_rate.at(self.steps) * self.recovery.learning_rate_factor;
         // As PyTorch's clip_grad_norm_, whose small constant keeps the quotient finite.
         let gradient_scale =
             self.config.gradient_clip.map_or(1.0, |largest| (largest / (gradient_norm + 1e-6)).min(1.0));
@@ -133,7 +141,8 @@ impl Engine {
         );
         self.optimizer.update_average(&self.config, self.model.parameters());
         let tokens = (batch.sequences() * batch.sequence_length()) as u64;
-        Ok(StepReport { step: self.steps, loss, accuracy, gradient_norm, learning_rate, tokens })
+        let outcome = StepOutcome::Updated;
+        Ok(StepReport { step: self.steps, loss, accuracy, gradient_norm, learning_rate, tokens, outcome })
     }
 
     /// Evaluates consecutive windows of `source`: all of them, or `batches` batches spread evenly.

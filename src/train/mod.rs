@@ -4,11 +4,14 @@
 //! (see [`Sharding`](crate::config::Sharding)): whole sequences to each worker, or every operation to all of them. The
 //! gradients are reduced in a fixed order, so a run is bit-identical for a given number of workers, build and machine.
 
+mod checkpointing;
 mod engine;
+mod recovery;
 mod reduction;
 mod report;
 mod shard;
 mod trainer;
 
-pub use report::{BatchLoss, Evaluation, Progress, StepReport};
+pub use checkpointing::ResumeOptions;
+pub use report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 pub use trainer::{RunSummary, Trainer};

@@ -31,6 +31,20 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Tokens in the batch.
     pub tokens: u64,
+    /// What became of the step.
+    pub outcome: StepOutcome,
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepOutcome {
+    /// The parameters were updated.
+    Updated,
+    /// The loss or the gradient was not finite, and the batch was skipped; the report's loss and norm are NaN.
+    Skipped,
+    /// The loss or the gradient was not finite, and the state is again that of the report's step, at a lower learning
+    /// rate; the report's loss and norm are NaN.
+    RolledBack,
 }
 
 impl StepReport {

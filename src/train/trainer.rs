@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use ndarray::ArrayViewD;
 
 use super::engine::Engine;
-use super::report::{BatchLoss, Evaluation, Progress, StepReport};
+use super::report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
+use crate::linalg::self_check::verify_blas;
 use crate::linalg::threads::{SingleThreadedBlas, blas_core_name};
 use crate::models::transformer::{Transformer, view};
 use crate::optim::LearningRate;
@@ -47,8 +48,8 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug)]
 pub struct Trainer {
-    engine: Engine,
-    pool: rayon::ThreadPool,
+    pub(super) engine: Engine,
+    pub(super) pool: rayon::ThreadPool,
     _blas: Option<SingleThreadedBlas>,
 }
 
@@ -80,7 +81,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if a value is not valid, or the sequences exceed the model's context;
-    /// [`Error::Threads`] if the threads cannot be started.
+    /// [`Error::BrokenBlas`] if BLAS computes wrong products; [`Error::Threads`] if the threads cannot be started.
     pub fn new(model: Transformer, config: TrainingConfig) -> Result<Self> {
         config.validate()?;
         if config.sequence_length > model.config().context {
@@ -92,6 +93,7 @@ impl Trainer {
             .thread_name(|worker| format!("cllm worker {worker}"))
             .build()?;
         let blas = (!config.keep_blas_threads).then(SingleThreadedBlas::acquire);
+        verify_blas()?;
         // Inside the pool, so that each worker's buffers are first touched by the threads that use them.
         let engine = pool.install(|| Engine::new(model, config));
         let parameters = engine.model.layout().parameter_count();
@@ -113,10 +115,11 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::TokenOutOfRange`], [`Error::NoTargets`] for a batch that cannot be used, and
-    /// [`Error::NonFinite`] if the loss or the gradient is not finite: the parameters are then as before.
+    /// [`Error::NonFinite`] if the loss or the gradient is not finite: the parameters are then as before. Under another
+    /// policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome tells of it instead.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
         let engine = &mut self.engine;
-        self.pool.install(|| engine.step(batch))
+        self.pool.install(|| engine.guarded_step(batch))
     }
 
     /// Computes the loss and the gradient of `batch` as [`Trainer::step`] does, and updates nothing.
@@ -140,7 +143,9 @@ impl Trainer {
     /// and there is a `validation` source, the model (or the moving average of its weights) is evaluated first.
     ///
     /// # Errors
-    /// As [`Trainer::step`]; [`Error::InvalidConfig`] if the config says neither `max_steps` nor `epochs`;
+    /// As [`Trainer::step`], and those of saving (see [`Trainer::save_to`]); after either the run can be continued by
+    /// calling this again. [`Error::Differences`] if the trainer was resumed and `source` is not the data of its
+    /// checkpoint; [`Error::InvalidConfig`] if the config says neither `max_steps` nor `epochs`;
     /// [`Error::Shape`] if a source has batches of another shape than `batch_size`·`accumulation_steps` (of any number
     /// of sequences, for validation) × `sequence_length`.
     pub fn run(
@@ -162,6 +167,7 @@ impl Trainer {
         };
         self.engine.learning_rate = LearningRate::new(config, last_step);
         let engine = &mut self.engine;
+        self.pool.install(|| engine.begin_run(source))?;
         self.pool.install(|| run(engine, source, validation, last_step, on_progress))
     }
 
@@ -222,9 +228,14 @@ fn run(
     while engine.steps < last_step {
         let start = Instant::now();
         source.fill(engine.steps, &mut batch);
-        let report = engine.step(&batch)?;
+        let mut report = engine.guarded_step(&batch)?;
         training_time += start.elapsed();
         tokens += report.tokens;
+        let save_due = report.outcome == StepOutcome::Updated && due(engine.config.save_interval, report.step);
+        if save_due {
+            report.outcome = engine.save_beside_training()?;
+            report.step = engine.steps;
+        }
         last = Some(report);
         tracing::debug!(step = report.step, loss = report.loss, gradient_norm = report.gradient_norm, "step");
         let evaluation = match validation {
@@ -240,7 +251,7 @@ fn run(
             last_step,
             tokens_per_second: tokens as f64 / training_time.as_secs_f64().max(f64::MIN_POSITIVE),
             evaluation,
-            save_due: due(engine.config.save_interval, report.step),
+            save_due,
             model: &engine.model,
         };
         if on_progress(&progress).is_break() {
@@ -248,5 +259,6 @@ fn run(
             break;
         }
     }
+    engine.finish_saving()?;
     Ok(RunSummary { steps: engine.steps, stopped, last, tokens, training_time })
 }

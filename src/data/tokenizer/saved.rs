@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{CharacterTokenizer, Tokenizer};
-use crate::data::atomic_file::AtomicFile;
+use crate::checkpoint::atomic::AtomicFile;
 use crate::{Error, Result};
 
 /// The name of the file in a folder.

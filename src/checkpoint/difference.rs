@@ -1,0 +1,188 @@
+//! What differs between the run that wrote a checkpoint and the one that takes it up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::manifest::DataRecord;
+use crate::kernels::dispatch::instruction_set;
+use crate::linalg::threads::blas_core_name;
+
+/// What the arithmetic of a run depends on beside its settings and data: a run is exact where all of it is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Version of this crate.
+    pub crate_version: String,
+    /// Processor architecture and operating system.
+    pub platform: String,
+    /// Instruction set of the crate's kernels.
+    pub kernels: String,
+    /// The kernels that BLAS chose.
+    pub blas_core: String,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+impl Machine {
+    /// This machine, with `workers` workers.
+    #[must_use]
+    pub fn current(workers: usize) -> Self {
+        Self {
+            crate_version: env!("CARGO_PKG_VERSION").into(),
+            platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            kernels: format!("{:?}", instruction_set()).to_lowercase(),
+            blas_core: blas_core_name(),
+            workers,
+        }
+    }
+}
+
+/// What kind of thing a [`Difference`] is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DifferenceKind {
+    /// The crate's version.
+    CrateVersion,
+    /// Processor architecture or operating system.
+    Platform,
+    /// Instruction set of the crate's kernels.
+    Kernels,
+    /// BLAS's kernels.
+    BlasCore,
+    /// The number of worker threads.
+    Workers,
+    /// The training data, or the way it is drawn.
+    Data,
+    /// A setting that changes what is computed.
+    Setting,
+    /// A setting that says only when to stop, to evaluate or to save.
+    Interval,
+}
+
+/// One thing that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What kind of thing.
+    pub kind: DifferenceKind,
+    /// Its name.
+    pub name: String,
+    /// As the checkpoint has it.
+    pub saved: String,
+    /// As it is now.
+    pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {} in the checkpoint, {} now", self.name, self.saved, self.found)
+    }
+}
+
+/// Which differences a resumed run may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accept {
+    /// None that changes a bit of the result. Intervals may differ, and `max_steps` and `epochs` may grow.
+    #[default]
+    Exact,
+    /// Those that change the rounding as well: crate version, platform, kernels, BLAS, workers.
+    Rounding,
+    /// All.
+    Anything,
+}
+
+impl Accept {
+    /// Whether the difference is accepted.
+    #[must_use]
+    pub fn accepts(self, difference: &Difference) -> bool {
+        match difference.kind {
+            DifferenceKind::Interval => true,
+            DifferenceKind::Data | DifferenceKind::Setting => self == Self::Anything,
+            _ => self != Self::Exact,
+        }
+    }
+}
+
+/// Differences between two machines.
+pub(crate) fn machines(saved: &Machine, found: &Machine) -> Vec<Difference> {
+    use DifferenceKind::{BlasCore, CrateVersion, Kernels, Platform, Workers};
+    let (saved_workers, found_workers) = (saved.workers.to_string(), found.workers.to_string());
+    [
+        (CrateVersion, "crate version", &saved.crate_version, &found.crate_version),
+        (Platform, "platform", &saved.platform, &found.platform),
+        (Kernels, "kernels", &saved.kernels, &found.kernels),
+        (BlasCore, "BLAS core", &saved.blas_core, &found.blas_core),
+        (Workers, "workers", &saved_workers, &found_workers),
+    ]
+    .into_iter()
+    .filter(|(_, _, saved, found)| saved != found)
+    .map(|(kind, name, saved, found)| difference(kind, name, saved, found))
+    .collect()
+}
+
+/// Differences between two data sources.
+pub(crate) fn data(saved: &DataRecord, found: &DataRecord) -> Vec<Difference> {
+    values(&value(saved), &value(found), |_, _, _| DifferenceKind::Data)
+}
+
+/// Differences between two configurations, as `kind` of (name, saved, found) says.
+pub(crate) fn settings<T: Serialize>(
+    saved: &T,
+    found: &T,
+    kind: impl Fn(&str, &Value, &Value) -> DifferenceKind,
+) -> Vec<Difference> {
+    values(&value(saved), &value(found), kind)
+}
+
+fn value(record: &impl Serialize) -> Value {
+    serde_json::to_value(record).expect("records and configurations have only string keys")
+}
+
+fn values(saved: &Value, found: &Value, kind: impl Fn(&str, &Value, &Value) -> DifferenceKind) -> Vec<Difference> {
+    let (Value::Object(saved), Value::Object(found)) = (saved, found) else { return Vec::new() };
+    let none = Value::Null;
+    found
+        .iter()
+        .map(|(name, found)| (name, saved.get(name).unwrap_or(&none), found))
+        .filter(|(_, saved, found)| saved != found)
+        .map(|(name, saved, found)| difference(kind(name, saved, found), name, saved, found))
+        .collect()
+}
+
+fn difference(kind: DifferenceKind, name: &str, saved: impl fmt::Display, found: impl fmt::Display) -> Difference {
+    Difference { kind, name: name.to_owned(), saved: saved.to_string(), found: found.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_a_machine_is_compared() {
+        let saved = Machine::current(2);
+        assert_eq!(machines(&saved, &saved), []);
+        let other = |text: &str| format!("{text}?");
+        let found = Machine {
+            crate_version: other(&saved.crate_version),
+            platform: other(&saved.platform),
+            kernels: other(&saved.kernels),
+            blas_core: other(&saved.blas_core),
+            workers: 3,
+        };
+        let differences = machines(&saved, &found);
+        assert_eq!(differences.len(), 5);
+        assert_eq!(differences[4].to_string(), "workers: 2 in the checkpoint, 3 now");
+        assert!(differences.iter().all(|difference| Accept::Rounding.accepts(difference)));
+        assert!(!differences.iter().any(|difference| Accept::Exact.accepts(difference)));
+    }
+
+    #[test]
+    fn data_and_settings_are_accepted_only_with_anything() {
+        for kind in [DifferenceKind::Data, DifferenceKind::Setting] {
+            let difference = difference(kind, "seed", 1, 2);
+            let accepted = [Accept::Exact, Accept::Rounding, Accept::Anything].map(|a| a.accepts(&difference));
+            assert_eq!(accepted, [false, false, true]);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A checkpoint that is read.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::manifest::Manifest;
+use super::run_folder::{CHECKPOINTS, LATEST, MANIFEST, Name, file_name, names};
+use super::tensors;
+use crate::params::{ParameterLayout, ParameterStore};
+use crate::{Error, Result};
+
+/// A checkpoint on the disk whose manifest was read and found whole.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint: the one that `latest` names if `path` is a run folder, else the one at `path` itself.
+    ///
+    /// A run that was killed between its first checkpoint and the first `latest` has the one without the other; the
+    /// checkpoint of the highest step is taken then.
+    ///
+    /// # Errors
+    /// [`Error::NoCheckpoint`] if there is none; [`Error::InvalidFile`] if `latest` or the manifest is damaged, or
+    /// `latest` names a checkpoint that is not there (earlier ones can be opened by their own path); [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let folder = if path.join(MANIFEST).is_file() { path.to_path_buf() } else { latest(path)? };
+        let manifest = Manifest::read(&folder.join(MANIFEST))?;
+        Ok(Self { folder, manifest })
+    }
+
+    /// The checkpoint's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The manifest's file, for errors.
+    #[must_use]
+    pub fn manifest_path(&self) -> PathBuf {
+        self.folder.join(MANIFEST)
+    }
+
+    /// The values of `name`, which must be exactly the tensors of `layout` with the recorded checksums.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`] for a tensor that changed; [`Error::InvalidFile`], [`Error::MissingTensor`] or
+    /// [`Error::Shape`] for a file that does not fit; [`Error::Io`].
+    pub fn load(&self, name: &str, layout: &ParameterLayout) -> Result<ParameterStore> {
+        let file = file_name(name);
+        let path = self.folder.join(&file);
+        let recorded = self
+            .manifest
+            .tensors
+            .get(&file)
+            .ok_or_else(|| Error::invalid_file(self.manifest_path(), format!("no checksums of {file}")))?;
+        let (store, found) = tensors::load(&path, layout)?;
+        for (tensor, &found) in &found {
+            let expected = recorded.get(tensor).copied();
+            if expected != Some(found) {
+                return Err(Error::Checksum { path, tensor: tensor.clone(), expected, found });
+            }
+        }
+        Ok(store)
+    }
+}
+
+fn latest(run: &Path) -> Result<PathBuf> {
+    let checkpoints = run.join(CHECKPOINTS);
+    let none = || Error::NoCheckpoint { path: run.to_path_buf() };
+    if !checkpoints.is_dir() {
+        run.metadata().map_err(Error::io(run))?;
+        return Err(none());
+    }
+    let pointer = checkpoints.join(LATEST);
+    let mut text = Vec::new();
+    let name = match File::open(&pointer).and_then(|file| file.take(64).read_to_end(&mut text)) {
+        Ok(_) => {
+            let text = String::from_utf8_lossy(&text);
+            let name = text.strip_suffix('\n').and_then(Name::parse);
+            name.ok_or_else(|| Error::invalid_file(&pointer, format!("{text:?} is not the name of a checkpoint")))?
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            names(&checkpoints)?.into_iter().max().ok_or_else(none)?
+        }
+        Err(error) => return Err(Error::io(&pointer)(error)),
+    };
+    let folder = checkpoints.join(name.to_string());
+    if !folder.is_dir() {
+        return Err(Error::invalid_file(&pointer, format!("it names {name}, which is not there")));
+    }
+    Ok(folder)
+}
