@@ -22,6 +22,8 @@ pub enum InstructionSet {
 pub(crate) trait Target {
     /// Whether a fused multiply-add is one instruction.
     const FUSED: bool;
+    /// Whether a register holds 16 floats and there are 32 of them, as under AVX-512.
+    const WIDE: bool = false;
 
     /// a·b + c, fused where that is one instruction (elsewhere `f32::mul_add` is a slow library call).
     #[inline(always)]
@@ -32,6 +34,7 @@ pub(crate) trait Target {
 
 pub(crate) struct PortableTarget;
 pub(crate) struct FusedTarget;
+pub(crate) struct WideTarget;
 
 impl Target for PortableTarget {
     const FUSED: bool = cfg!(target_arch = "aarch64");
@@ -39,6 +42,11 @@ impl Target for PortableTarget {
 
 impl Target for FusedTarget {
     const FUSED: bool = true;
+}
+
+impl Target for WideTarget {
+    const FUSED: bool = true;
+    const WIDE: bool = true;
 }
 
 /// The widest instruction set that this processor has and `CLLM_KERNELS` allows.
@@ -78,6 +86,23 @@ pub(crate) fn detected() -> InstructionSet {
     InstructionSet::Portable
 }
 
+/// Asks the processor to bring a slice into its second-level cache, ahead of its use.
+#[inline]
+#[allow(unsafe_code)]
+pub(crate) fn prefetch<X>(slice: &[X]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let start = slice.as_ptr().cast::<i8>();
+        for offset in (0..size_of_val(slice)).step_by(64) {
+            // SAFETY: a prefetch reads nothing the program sees and faults nowhere; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
 /// Defines functions whose body is compiled for every instruction set and chosen at run time.
 ///
 /// Inside the body, `T` is the [`Target`]; helpers called from it must be `#[inline(always)]` and generic over `T`. The
@@ -103,7 +128,7 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             #[track_caller]
             fn avx512($($argument: $kind),*) $(-> $output)? {
-                body::<$crate::kernels::dispatch::FusedTarget>($($argument),*)
+                body::<$crate::kernels::dispatch::WideTarget>($($argument),*)
             }
 
             #[cfg(target_arch = "x86_64")]

@@ -8,8 +8,11 @@ pub mod exp;
 pub mod gelu;
 pub(crate) mod lanes;
 pub mod layer_norm;
+pub(crate) mod logistic;
 pub mod reduce;
 pub mod sgd;
+pub(crate) mod small_product;
 pub mod softmax;
+pub(crate) mod transpose;
 
 pub use dispatch::{InstructionSet, instruction_set};
