@@ -9,6 +9,9 @@ mod reduction;
 mod report;
 mod shard;
 mod trainer;
+mod word_trainer;
+mod word_worker;
 
 pub use report::{BatchLoss, Evaluation, Progress, StepReport};
 pub use trainer::{RunSummary, Trainer};
+pub use word_trainer::{WordProgress, WordSummary, WordTrainer};

@@ -1,0 +1,81 @@
+//! A part of a corpus as a stream of word ids.
+
+use std::ops::Range;
+
+use super::text::TextFiles;
+use super::word_reader::{Piece, WordReader};
+use super::word_vocabulary::WordVocabulary;
+use crate::Result;
+use crate::rng::{Purpose, Stream};
+
+/// The ids of the words that begin in a range of the corpus, without words outside the vocabulary, and without the
+/// occurrences of frequent words that subsampling drops.
+///
+/// Whether an occurrence is dropped is a function of the seed, the epoch and its offset in the corpus: it does not
+/// depend on how the corpus is cut into parts.
+#[derive(Debug)]
+pub(crate) struct WordStream<'a> {
+    vocabulary: &'a WordVocabulary,
+    /// The probability of keeping an occurrence, by id.
+    keep: &'a [f32],
+    reader: WordReader<'a>,
+    seed: u64,
+    epoch: u64,
+    line: u32,
+    words: u64,
+}
+
+/// A word, and the line it stands in: a number that changes with every line and is never `u32::MAX`.
+pub(crate) type WordInLine = (u32, u32);
+
+impl<'a> WordStream<'a> {
+    pub fn new(
+        corpus: &'a TextFiles,
+        vocabulary: &'a WordVocabulary,
+        keep: &'a [f32],
+        range: Range<u64>,
+        seed: u64,
+    ) -> Self {
+        let reader = WordReader::new(corpus, vocabulary.split(), range);
+        Self { vocabulary, keep, reader, seed, epoch: 0, line: 0, words: 0 }
+    }
+
+    /// Goes to the start of the part, for another pass over it.
+    pub fn restart(&mut self, epoch: u64) -> Result<()> {
+        self.epoch = epoch;
+        self.reader.restart()
+    }
+
+    /// Words of the corpus read so far, in all epochs, those that were passed over included.
+    pub fn words(&self) -> u64 {
+        self.words
+    }
+
+    /// How far the corpus is read, in bytes from its start.
+    pub fn position(&self) -> u64 {
+        self.reader.position()
+    }
+
+    /// The next word, or `None` at the end of the part.
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<WordInLine>> {
+        while let Some(piece) = self.reader.next()? {
+            let Piece::Word(word, offset) = piece else {
+                self.line = (self.line + 1) & (u32::MAX >> 1);
+                continue;
+            };
+            self.words += 1;
+            let Some(id) = self.vocabulary.find(word) else { continue };
+            let keep = self.keep[id as usize];
+            if keep < 1.0 {
+                // A stream's indices end at 2³⁴.
+                let step = self.epoch | (offset >> 34) << 32;
+                if Stream::new(self.seed, Purpose::Subsampling, step).uniform(offset & ((1 << 34) - 1)) >= keep {
+                    continue;
+                }
+            }
+            return Ok(Some((id, self.line)));
+        }
+        Ok(None)
+    }
+}
