@@ -15,6 +15,18 @@ pub(crate) struct Strided<'a> {
     pub column_stride: usize,
 }
 
+/// Runs `$body` for each `$index` below `$limit`, at most 6, unrolled here: LLVM keeps the sums of a tile in registers
+/// only if their indices are constants, and does not unroll loops over so many.
+macro_rules! unroll {
+    ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5) };
+    (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
+        if $number < $limit {
+            let $index = $number;
+            $body
+        }
+    )+};
+}
+
 /// The tile of `ROWS` × `PANELS`·16 at the start of `a`'s rows, `b`'s columns and `c`.
 #[inline(always)]
 fn tile<T: Target, const ROWS: usize, const PANELS: usize>(
@@ -27,25 +39,25 @@ fn tile<T: Target, const ROWS: usize, const PANELS: usize>(
     let mut sums = [[[0.0f32; LANES]; PANELS]; ROWS];
     for p in 0..inner {
         let b = &b[p * b_stride..][..PANELS * LANES];
-        for row in 0..ROWS {
+        unroll!(ROWS, row, {
             let factor = a.values[row * a.row_stride + p * a.column_stride];
-            for panel in 0..PANELS {
+            unroll!(PANELS, panel, {
                 for lane in 0..LANES {
                     let sum = &mut sums[row][panel][lane];
                     *sum = T::multiply_add(factor, b[panel * LANES + lane], *sum);
                 }
-            }
-        }
+            });
+        });
     }
-    for row in 0..ROWS {
+    unroll!(ROWS, row, {
         let c = &mut c[row * c_stride..][..PANELS * LANES];
-        for panel in 0..PANELS {
+        unroll!(PANELS, panel, {
             for lane in 0..LANES {
                 let c = &mut c[panel * LANES + lane];
                 *c = sums[row][panel][lane] + if accumulate { *c } else { 0.0 };
             }
-        }
-    }
+        });
+    });
 }
 
 /// `PANELS`·16 columns of C.
