@@ -1,16 +1,21 @@
 //! Trains word embeddings by skip-gram or CBOW; without arguments, on the Rust sources of the local cargo registry.
 
 use std::error::Error;
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
-use cllm::data::{InvalidUtf8, TextFiles, TextOptions, WordSplit, WordVocabulary};
+use cllm::data::{WordSplit, WordVocabulary};
 use cllm::export::word2vec;
 use cllm::train::WordTrainer;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+#[path = "common/corpus.rs"]
+mod corpus;
+#[path = "common/memory.rs"]
+mod memory;
+#[path = "common/progress.rs"]
+mod progress;
 
 #[derive(Parser)]
 #[command(about = "Train word embeddings")]
@@ -35,7 +40,7 @@ struct Arguments {
     /// Threshold of the subsampling of frequent words; 0 keeps all
     #[arg(long, default_value_t = 1e-3)]
     sample: f64,
-    /// Passes over the text [default: 5, or 1 on the cargo registry]
+    /// Passes over the text [default: 5]
     #[arg(long)]
     epochs: Option<u64>,
     /// [default: 0.025, or 0.05 for cbow]
@@ -84,14 +89,8 @@ enum Format {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let sources = arguments.data.is_empty();
-    let (paths, split) =
-        if sources { (registry()?, WordSplit::Identifiers) } else { (arguments.data, WordSplit::Blanks) };
-    let options = TextOptions {
-        endings: if sources { vec!["rs".into()] } else { TextOptions::default().endings },
-        max_bytes: sources.then_some(100 << 20),
-        invalid_utf8: InvalidUtf8::Replace,
-    };
-    let corpus = TextFiles::collect(&paths, &options)?;
+    let split = if sources { WordSplit::Identifiers } else { WordSplit::Blanks };
+    let corpus = corpus::collect(&arguments.data, None)?;
     let vocabulary = WordVocabulary::build(&corpus, split, arguments.min_count)?;
     eprintln!("{}: {} words, vocabulary {}", corpus.name(), vocabulary.corpus_words(), vocabulary.len());
 
@@ -106,7 +105,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         window: arguments.window,
         negatives: arguments.negatives,
         sample: arguments.sample,
-        epochs: arguments.epochs.unwrap_or(if sources { 1 } else { 5 }),
+        epochs: arguments.epochs.unwrap_or(5),
         learning_rate: arguments.learning_rate.unwrap_or(match objective {
             WordObjective::SkipGram => 0.025,
             WordObjective::Cbow => 0.05,
@@ -121,18 +120,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         seed: arguments.seed,
         ..defaults
     };
-    let bar = ProgressBar::new(vocabulary.corpus_words() * config.epochs);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    bar.set_style(ProgressStyle::with_template("{wide_bar} {percent}% {msg} {eta}")?);
+    let mut display = progress::ProgressDisplay::new();
+    let all_words = vocabulary.corpus_words() * config.epochs;
     let mut trainer = WordTrainer::new(vocabulary, config)?;
     let summary = trainer.run(&corpus, |progress| {
-        bar.set_position(progress.words);
-        bar.set_message(format!("loss {:.4}, {:.0} words/s", progress.loss, progress.words_per_second));
+        let message = format_args!("loss {:.4}, {:.0} words/s", progress.loss, progress.words_per_second);
+        display.update(progress.words.min(all_words), all_words, message);
         ControlFlow::Continue(())
     })?;
-    bar.finish_and_clear();
+    display.finish();
 
     let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
     if sources {
@@ -152,14 +148,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The folder of crate sources below cargo's home.
-fn registry() -> Result<Vec<PathBuf>, Box<dyn Error>> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home =
-        home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).ok_or("there is no home folder")?;
-    Ok(vec![home.join("registry/src")])
-}
-
 /// The words whose vectors have the largest cosine with that of `id`, without itself.
 fn neighbours<const K: usize>(vectors: ndarray::ArrayView2<'_, f32>, id: u32) -> [u32; K] {
     let norm = |row: ndarray::ArrayView1<'_, f32>| row.dot(&row).sqrt().max(f32::MIN_POSITIVE);
@@ -177,7 +165,7 @@ fn report(summary: &cllm::train::WordSummary, vocabulary: &WordVocabulary, json:
     if json {
         let line = serde_json::json!({
             "words": summary.words, "vocabulary": vocabulary.len(), "seconds": seconds,
-            "words_per_s": summary.words_per_second().round(), "loss": summary.loss, "peak_rss_mb": peak_rss_mb(),
+            "words_per_s": summary.words_per_second().round(), "loss": summary.loss, "peak_rss_mb": memory::peak_rss_mb(),
         });
         println!("{line}");
     } else {
@@ -188,11 +176,4 @@ fn report(summary: &cllm::train::WordSummary, vocabulary: &WordVocabulary, json:
             summary.loss
         );
     }
-}
-
-/// The most memory this process ever held, where the system tells.
-fn peak_rss_mb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

@@ -148,6 +148,19 @@ pub enum Error {
         /// The value.
         value: f64,
     },
+    /// There are no tokens to continue.
+    #[error("there is nothing to continue: the prompt is empty")]
+    EmptyPrompt,
+    /// A model's score of a next token is not a finite number, so none can be drawn.
+    #[error("the score of token {token} at position {position} is {value}")]
+    NonFiniteScore {
+        /// Position of the token that was to be drawn.
+        position: u64,
+        /// The first token whose score is not finite.
+        token: u32,
+        /// The score.
+        value: f32,
+    },
     /// The worker threads could not be started.
     #[error("worker threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),

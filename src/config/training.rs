@@ -26,6 +26,7 @@ pub enum Schedule {
 #[serde(rename_all = "kebab-case")]
 pub enum Optimizer {
     /// Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019).
+    #[serde(rename = "adamw")]
     AdamW,
     /// Stochastic gradient descent with momentum; weight decay is added to the gradient.
     Sgd,

@@ -142,7 +142,7 @@ impl TokenWriter {
     /// Completes the file, moves it to its path and opens it.
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk refuses it; no file is left then.
+    /// [`Error::Io`] if the disk refuses it; nothing half-written is left then.
     pub fn finish(mut self) -> Result<TokenStore> {
         let path = self.file.target().to_path_buf();
         self.file.writer().seek(SeekFrom::Start(0)).map_err(Error::io(&path))?;

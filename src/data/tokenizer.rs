@@ -1,9 +1,12 @@
 //! Text to token ids and back.
 
+#[cfg(feature = "tokenizers")]
 mod byte_pair;
 mod character;
 mod saved;
 mod source;
+#[cfg(feature = "tokenizers")]
+mod words;
 
 #[cfg(feature = "tokenizers")]
 pub use byte_pair::BytePairTokenizer;

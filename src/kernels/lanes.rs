@@ -1,8 +1,8 @@
 //! Sixteen floats side by side: the shape in which every reduction adds up.
 //!
-//! LLVM does not reorder sums of floats, so a reduction that shall be vectorised names its partial sums itself. Element
-//! i of a slice always belongs to lane i mod 16 of one of [`BLOCKS`] accumulators, whatever the instruction set, the
-//! alignment or the thread; the lanes are added by halving.
+//! LLVM does not reorder sums of floats, so a reduction that shall be vectorised names its partial sums itself. Which
+//! elements a partial sum has depends on the slice's length alone, whatever the instruction set, the alignment or the
+//! thread; the lanes are added by halving.
 
 /// Floats in a lane array: one AVX-512 register, two of AVX2, four of SSE2.
 pub(crate) const LANES: usize = 16;
@@ -50,26 +50,38 @@ pub(crate) fn fold(x: &[f32], start: f32, step: impl Fn(f32, f32) -> f32, merge:
     let mut accumulators = [start; BLOCKS * LANES];
     let (blocks, rest) = x.as_chunks::<{ BLOCKS * LANES }>();
     for block in blocks {
-        for (accumulator, &x) in accumulators.iter_mut().zip(block) {
-            *accumulator = step(*accumulator, x);
+        for i in 0..BLOCKS * LANES {
+            accumulators[i] = step(accumulators[i], block[i]);
         }
     }
     let mut lanes = merge_blocks(&accumulators, &merge);
     let (blocks, rest) = rest.as_chunks::<LANES>();
     for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = step(*lane, x);
+        for i in 0..LANES {
+            lanes[i] = step(lanes[i], block[i]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = step(*lane, x);
-    }
+    let rest = fold_part::<8>(&mut lanes, rest, &step);
+    let rest = fold_part::<4>(&mut lanes, rest, &step);
+    let rest = fold_part::<2>(&mut lanes, rest, &step);
+    fold_part::<1>(&mut lanes, rest, &step);
     lanes
 }
 
-/// As [`fold`], over pairs of elements of two slices of one length.
+/// Folds the first N elements of `x` into the first lanes, if it has so many, and returns the others. A remainder is
+/// split into such parts because lanes that are indexed by a variable would have to leave the registers.
 #[inline(always)]
-pub(crate) fn fold_pairs(x: &[f32], y: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> Lanes {
+fn fold_part<'a, const N: usize>(lanes: &mut Lanes, x: &'a [f32], step: impl Fn(f32, f32) -> f32) -> &'a [f32] {
+    let Some((part, rest)) = x.split_first_chunk::<N>() else { return x };
+    for i in 0..N {
+        lanes[i] = step(lanes[i], part[i]);
+    }
+    rest
+}
+
+/// The sum over pairs of elements of two slices of one length: `step(accumulator, x, y)` from 0.
+#[inline(always)]
+pub(crate) fn sum_pairs(x: &[f32], y: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut accumulators = [0.0; BLOCKS * LANES];
     let (x_blocks, x_rest) = x.as_chunks::<{ BLOCKS * LANES }>();
     let (y_blocks, y_rest) = y.as_chunks::<{ BLOCKS * LANES }>();
@@ -86,10 +98,11 @@ pub(crate) fn fold_pairs(x: &[f32], y: &[f32], step: impl Fn(f32, f32, f32) -> f
             lanes[i] = step(lanes[i], x[i], y[i]);
         }
     }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
-        *lane = step(*lane, x, y);
+    let mut rest = 0.0;
+    for (&x, &y) in x_rest.iter().zip(y_rest) {
+        rest = step(rest, x, y);
     }
-    lanes
+    sum(lanes) + rest
 }
 
 #[inline(always)]

@@ -1,4 +1,8 @@
-//! SIMD kernels over plain slices, each written once and compiled for every instruction set (see [`dispatch`]).
+//! SIMD kernels over plain slices, each written once and compiled for every [`InstructionSet`].
+//!
+//! The widest set that the processor has is chosen at run time; the environment variable `CLLM_KERNELS` (`portable`,
+//! `avx2` or `avx512`) lowers it. Results depend on the instruction set in the last bits, since only some of them fuse
+//! multiply-adds, but never on alignment or threads. Nothing here allocates.
 
 pub mod adamw;
 pub mod cross_entropy;
@@ -13,6 +17,8 @@ pub mod reduce;
 pub mod sgd;
 pub(crate) mod small_product;
 pub mod softmax;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod transpose;
 
 pub use dispatch::{InstructionSet, instruction_set};

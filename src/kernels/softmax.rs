@@ -2,7 +2,8 @@
 //!
 //! p_j = e^(scale·s_j − ln Σ_k e^(scale·s_k)); the row's largest entry is subtracted from every exponent, so nothing
 //! overflows. Probabilities that underflow the normal numbers before they are normalised are 0. The relative error of a
-//! probability is below 2⁻²⁴·(8 + 2·|scale·s_j| + 2·|max|), which the rounding of the exponent dominates.
+//! probability is below 2⁻²⁴·(8 + 2·|scale·s_j| + 2·|scale·max| + 2·ln n), where n entries are valid: the rounding of
+//! the exponent dominates it.
 //!
 //! In causal rows the work on row r ends at its last valid entry, rounded up to a whole vector: masked entries in
 //! between are set to −∞, whose exponential is 0.
@@ -10,6 +11,10 @@
 use super::dispatch::{Target, kernel};
 use super::exp::exp_flushed;
 use super::lanes::{LANES, combine, fold, larger, sum};
+
+/// Rows that [`causal_softmax`] takes through each of its passes together, so that the processor works on the next row
+/// while the result of a reduction is on its way.
+const GROUP: usize = 8;
 
 /// The largest entry of `x`, passing over NaN; −∞ for none.
 #[inline(always)]
@@ -23,16 +28,17 @@ pub(super) fn exponentials<T: Target>(x: &mut [f32], scale: f32, shift: f32) -> 
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks_mut::<LANES>();
     for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *x = exp_flushed::<T>(T::multiply_add(scale, *x, -shift));
-            *lane += *x;
+        for i in 0..LANES {
+            block[i] = exp_flushed::<T>(T::multiply_add(scale, block[i], -shift));
+            lanes[i] += block[i];
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
+    let mut rest_sum = 0.0;
+    for x in rest {
         *x = exp_flushed::<T>(T::multiply_add(scale, *x, -shift));
-        *lane += *x;
+        rest_sum += *x;
     }
-    sum(lanes)
+    sum(lanes) + rest_sum
 }
 
 /// The number of rows, and a check that row r may have `first_valid + r` valid entries.
@@ -51,7 +57,14 @@ fn causal_rows(name: &str, length: usize, width: usize, first_valid: usize) -> u
     rows
 }
 
-/// Splits a causal row into the entries to be worked on, whose masked end is set to −∞, and the rest, which is set to 0.
+/// The entries of a causal row that are worked on: the valid ones, and masked ones up to a whole vector.
+#[inline(always)]
+fn covered(row: &mut [f32], valid: usize) -> &mut [f32] {
+    let covered = valid.next_multiple_of(LANES).min(row.len());
+    &mut row[..covered]
+}
+
+/// As [`covered`]; masked entries become −∞ in it and 0 after it.
 #[inline(always)]
 fn masked(row: &mut [f32], valid: usize) -> &mut [f32] {
     let covered = valid.next_multiple_of(LANES).min(row.len());
@@ -78,15 +91,26 @@ kernel! {
         let rows = causal_rows("causal_softmax", scores.len(), width, first_valid);
         assert_eq!(rows, log_sum_exp.len(), "causal_softmax: rows of scores and of log_sum_exp");
         assert!(scale > 0.0, "causal_softmax: scale {scale}");
-        for (r, log_sum_exp) in log_sum_exp.iter_mut().enumerate() {
-            let row = masked(&mut scores[r * width..][..width], first_valid + r);
-            let shift = scale * largest(row);
-            let sum = exponentials::<T>(row, scale, shift);
-            let factor = 1.0 / sum;
-            for p in row {
-                *p *= factor;
+        for (group, log_sum_exp) in log_sum_exp.chunks_mut(GROUP).enumerate() {
+            let mut shifts = [0.0; GROUP];
+            let mut sums = [0.0; GROUP];
+            let first = group * GROUP;
+            let rows = &mut scores[first * width..][..log_sum_exp.len() * width];
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                shifts[j] = scale * largest(masked(row, first_valid + first + j));
             }
-            *log_sum_exp = shift + sum.ln();
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                sums[j] = exponentials::<T>(covered(row, first_valid + first + j), scale, shifts[j]);
+            }
+            for (j, row) in rows.chunks_exact_mut(width).enumerate() {
+                let factor = 1.0 / sums[j];
+                for p in covered(row, first_valid + first + j) {
+                    *p *= factor;
+                }
+            }
+            for (j, log_sum_exp) in log_sum_exp.iter_mut().enumerate() {
+                *log_sum_exp = shifts[j] + sums[j].ln();
+            }
         }
     }
 
@@ -140,5 +164,162 @@ kernel! {
         for p in row {
             *p *= factor;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{
+        Report, check_alignment, check_every_set, lengths, normal, numerical_gradient, wide,
+    };
+
+    /// ln Σ e^(scale·s), and softmax(scale·s).
+    fn reference(scores: &[f64], scale: f64) -> (f64, Vec<f64>) {
+        let largest = scores.iter().map(|s| s * scale).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s * scale - largest).exp()).sum();
+        let log_sum_exp = largest + sum.ln();
+        (log_sum_exp, scores.iter().map(|s| (s * scale - log_sum_exp).exp()).collect())
+    }
+
+    fn scaled(x: Vec<f32>, factor: f32) -> Vec<f32> {
+        x.into_iter().map(|x| factor * x).collect()
+    }
+
+    /// Shapes (rows, width, first_valid) with every width and every kind of triangle.
+    fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
+        lengths().filter(|&width| width > 0).flat_map(|width| {
+            let all = if width <= 128 { width } else { 3 };
+            [(all, width, width + 1 - all), (1, width, width), (1, width, 1), (width.div_ceil(3).min(19), width, 1)]
+        })
+    }
+
+    fn check_row(report: &mut Report, case: &str, found: &[f32], scores: &[f32], scale: f32) {
+        let (_, expected) = reference(&wide(scores), scale.into());
+        let largest = scores.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+        report.close(case, &found[..scores.len()], &expected, |i, p| {
+            let exponent = f64::from(scale * (scores[i].abs() + largest));
+            p * (2.0f64).powi(-24) * (8.0 + 2.0 * (exponent + (scores.len() as f64).ln())) + 1e-37
+        });
+        report.same_bits(
+            &format!("{case}, after the valid part"),
+            &found[scores.len()..],
+            &vec![0.0; found.len() - scores.len()],
+        );
+    }
+
+    #[test]
+    fn causal_rows_match_the_reference() {
+        check_every_set(|report| {
+            for (rows, width, first_valid) in shapes() {
+                for (spread, scale) in [(1.0, 1.0), (30.0, 0.125), (100.0, 1.0)] {
+                    let scores = scaled(normal(rows * width, (rows + width) as u64), spread);
+                    let (mut p, mut log_sum_exp) = (scores.clone(), vec![f32::NAN; rows]);
+                    causal_softmax(&mut p, width, first_valid, scale, &mut log_sum_exp);
+                    let mut again = scores.clone();
+                    causal_probabilities(&mut again, width, first_valid, scale, &log_sum_exp);
+                    for r in 0..rows {
+                        let valid = &scores[r * width..][..first_valid + r];
+                        let case = format!("{rows} rows of {width} from {first_valid}, spread {spread}, row {r}");
+                        check_row(report, &case, &p[r * width..][..width], valid, scale);
+                        check_row(report, &format!("again, {case}"), &again[r * width..][..width], valid, scale);
+                        let (expected, _) = reference(&wide(valid), scale.into());
+                        report.close(&case, &log_sum_exp[r..=r], &[expected], |_, l| 2e-7 * (1.0 + l.abs()));
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn the_backward_pass_matches_differences() {
+        check_every_set(|report| {
+            for (rows, width, first_valid) in shapes().filter(|&(_, width, _)| width <= 67) {
+                let scale = 0.5;
+                let length = rows * width;
+                let (scores, upstream) = (normal(length, length as u64), normal(length, 1 + length as u64));
+                let (mut p, mut log_sum_exp) = (scores.clone(), vec![0.0; rows]);
+                causal_softmax(&mut p, width, first_valid, scale, &mut log_sum_exp);
+                let mut gradients = upstream.clone();
+                for r in 0..rows {
+                    // What the masked part holds must not matter.
+                    gradients[r * width..][first_valid + r..width].fill(f32::NAN);
+                }
+                let dot = |r: usize| (0..first_valid + r).map(|i| p[r * width + i] * upstream[r * width + i]).sum();
+                let row_dots: Vec<f32> = (0..rows).map(dot).collect();
+                softmax_backward(&p, &mut gradients, width, first_valid, scale, &row_dots);
+                // The derivatives by differences of a few rows: the first, a middle one, the last.
+                for r in [0, rows / 2, rows - 1] {
+                    let valid = first_valid + r;
+                    let upstream = &upstream[r * width..][..valid];
+                    let mut expected = numerical_gradient(&wide(&scores[r * width..][..valid]), 1e-5, |scores| {
+                        let (_, p) = reference(scores, scale.into());
+                        p.iter().zip(upstream).map(|(p, &g)| p * f64::from(g)).sum()
+                    });
+                    expected.resize(width, 0.0);
+                    let case = format!("{rows} rows of {width} from {first_valid}, row {r}");
+                    report.close(&case, &gradients[r * width..][..width], &expected, |_, _| 1e-6);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn whole_rows_match_the_reference_at_every_length() {
+        check_every_set(|report| {
+            for length in lengths() {
+                let scores = scaled(normal(length, length as u64), 5.0);
+                let mut p = scores.clone();
+                softmax(&mut p);
+                check_row(report, &format!("length {length}"), &p, &scores, 1.0);
+            }
+        });
+        check_alignment(&[&normal(67, 1)], |slices| softmax(slices[0]));
+        check_alignment(&[&normal(67 * 5, 1), &[0.0; 5]], |slices| {
+            let [scores, log_sum_exp] = slices else { unreachable!() };
+            causal_softmax(scores, 67, 33, 0.5, log_sum_exp);
+        });
+    }
+
+    #[test]
+    fn extremes_become_probabilities_or_nan() {
+        const INFINITY: f32 = f32::INFINITY;
+        let cases: [(&[f32], &[f32]); 7] = [
+            (&[-INFINITY, 0.0, -INFINITY, 0.0], &[0.0, 0.5, 0.0, 0.5]),
+            (&[f32::MAX, f32::MIN, 0.0], &[1.0, 0.0, 0.0]),
+            (&[-1e30, -1e30], &[0.5, 0.5]),
+            (&[-0.0], &[1.0]),
+            (&[-INFINITY, -INFINITY], &[f32::NAN; 2]),
+            (&[0.0, INFINITY], &[f32::NAN; 2]),
+            (&[0.0, f32::NAN, 1.0], &[f32::NAN; 3]),
+        ];
+        check_every_set(|report| {
+            for (scores, expected) in cases {
+                let same = |p: &[f32]| p.iter().zip(expected).all(|(p, e)| p == e || (p.is_nan() && e.is_nan()));
+                let mut p = scores.to_vec();
+                softmax(&mut p);
+                report.check(same(&p), || format!("softmax of {scores:?}: {p:?}"));
+                let (mut p, mut log_sum_exp) = (scores.to_vec(), [0.0]);
+                causal_softmax(&mut p, scores.len(), scores.len(), 1.0, &mut log_sum_exp);
+                report.check(same(&p), || format!("causal softmax of {scores:?}: {p:?}"));
+                report.check(log_sum_exp[0].is_finite() == expected[0].is_finite(), || {
+                    format!("log-sum-exp of {scores:?}: {}", log_sum_exp[0])
+                });
+            }
+            let mut nothing = [];
+            causal_softmax(&mut nothing, 4, 1, 1.0, &mut []);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "3 rows of width 4 cannot have 3 valid entries")]
+    fn causal_softmax_refuses_too_many_rows() {
+        causal_softmax(&mut [0.0; 12], 4, 3, 1.0, &mut [0.0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of scores and of log_sum_exp")]
+    fn causal_softmax_refuses_another_number_of_rows() {
+        causal_softmax(&mut [0.0; 12], 4, 1, 1.0, &mut [0.0; 2]);
     }
 }

@@ -8,6 +8,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
+use super::profile::counted;
 use crate::parallel::Parallelism;
 
 /// What a product does with the former content of its output (the β of BLAS).
@@ -60,7 +61,7 @@ fn split(
     let side = rows.max(columns);
     let middle = (side * (workers / 2) / workers).next_multiple_of(PANEL);
     if workers == 1 || middle >= side {
-        return product(alpha, a, b, write, c);
+        return counted(|| product(alpha, a, b, write, c));
     }
     let (left_workers, right_workers) = (workers / 2, workers - workers / 2);
     if columns >= rows {

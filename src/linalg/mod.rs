@@ -1,6 +1,9 @@
 //! Linear algebra: every BLAS call of the crate is made here.
 
+#[cfg(all(feature = "openblas", target_os = "linux", target_arch = "x86_64"))]
+mod core;
 pub mod gemm;
+pub mod profile;
 pub mod threads;
 
 pub use gemm::{Write, gemm};

@@ -16,7 +16,7 @@ use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
 
 pub(crate) use backward::loss_and_gradients;
 pub(crate) use forward::{Pass, forward};
-pub(crate) use parameters::TransformerIds;
+pub(crate) use parameters::{NormIds, TransformerIds};
 pub(crate) use workspace::{Workspace, first};
 
 use crate::checkpoint::tensors;

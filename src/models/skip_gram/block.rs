@@ -308,3 +308,151 @@ impl Block {
         Update { words, gradients, stride: self.shape.stride, dim: self.shape.dim }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{AliasTable, TextFiles, TextOptions, WordSplit, WordStream, WordVocabulary};
+    use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::models::skip_gram::rows::Frozen;
+    use crate::rng::{Purpose, Stream};
+
+    const NUMBER: BlockNumber = BlockNumber { seed: 3, worker: 1, epoch: 2, block: 0 };
+
+    fn config(objective: WordObjective) -> WordTrainingConfig {
+        WordTrainingConfig { objective, dim: 7, window: 2, block: 29, shared_negatives: 16, ..Default::default() }
+    }
+
+    /// A block on a text of 26 words in lines of 1 to 11: its last places hold no word.
+    fn block(config: &WordTrainingConfig) -> (Block, usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        std::fs::write(&path, "a b c a d\nb\n\ne f g a b a a b c h\nc d e\nf a b c h g a\n").unwrap();
+        let corpus = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let keep = vec![1.0; vocabulary.len()];
+        let mut stream = WordStream::new(&corpus, &vocabulary, &keep, 0..u64::MAX, 1);
+        stream.restart(0).unwrap();
+        let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
+        let mut block = Block::new(config);
+        block.windows.start(&mut stream, &table, NUMBER).unwrap();
+        assert!(block.windows.advance(&mut stream, &table).unwrap().is_some());
+        (block, vocabulary.len())
+    }
+
+    /// The loss of one centre, by the plain formula.
+    fn centre_loss(block: &Block, objective: WordObjective, centre: usize, input: &[f64], output: &[f64]) -> f64 {
+        let dim = block.shape.dim;
+        let row = |table: &[f64], word: u32| table[word as usize * dim..][..dim].to_vec();
+        let cost = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>().exp().ln_1p();
+        let negated = |x: Vec<f64>| x.into_iter().map(|x| -x).collect::<Vec<f64>>();
+        let words = block.windows.contexts();
+        let first = centre / block.shape.tile * block.shape.tile;
+        let weights = &block.weights[centre * block.shape.band..][..block.shape.band];
+        let pairs: Vec<u32> = (0..weights.len()).filter(|&at| weights[at] == 1.0).map(|at| words[first + at]).collect();
+        if pairs.is_empty() {
+            return 0.0;
+        }
+        let word = block.windows.centres()[centre];
+        let (query, targets) = match objective {
+            WordObjective::SkipGram => (row(input, word), pairs),
+            WordObjective::Cbow => {
+                let sum = |at: usize| pairs.iter().map(|&pair| row(input, pair)[at]).sum::<f64>();
+                ((0..dim).map(|at| sum(at) / pairs.len() as f64).collect(), vec![word])
+            }
+        };
+        let attraction: f64 = targets.iter().map(|&target| cost(&query, &negated(row(output, target)))).sum();
+        let negatives = block.windows.negatives();
+        let repulsion: f64 = negatives.iter().map(|&negative| cost(&query, &row(output, negative))).sum();
+        attraction + targets.len() as f64 * 5.0 / negatives.len() as f64 * repulsion
+    }
+
+    fn pairs_of(block: &Block, centre: usize) -> f64 {
+        block.weights[centre * block.shape.band..][..block.shape.band].iter().map(|&weight| f64::from(weight)).sum()
+    }
+
+    #[test]
+    fn loss_and_gradients_agree_with_the_plain_formula() {
+        for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+            let config = config(objective);
+            let (mut block, words) = block(&config);
+            let mut tables = vec![0.0; 2 * words * config.dim];
+            Stream::new(8, Purpose::Caller, 0).fill_normal(&mut tables, 0.5);
+            let (input, output) = tables.split_at(words * config.dim);
+            under_every_instruction_set(|set| {
+                let frozen = |values| Frozen { values, dim: config.dim };
+                let found = block.compute(NUMBER, frozen(input), frozen(output));
+                let mut gradient = vec![0.0; tables.len()];
+                let mut collect = |offset: usize, update: Update<'_>| {
+                    update.for_each(0..u32::MAX, |row, values| {
+                        let into = &mut gradient[offset + row as usize * config.dim..][..config.dim];
+                        into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
+                    });
+                };
+                collect(0, block.input_update());
+                block.output_updates().into_iter().for_each(|update| collect(input.len(), update));
+
+                let wide: Vec<f64> = tables.iter().map(|&value| value.into()).collect();
+                let loss = |values: &[f64], centre| {
+                    centre_loss(&block, objective, centre, &values[..input.len()], &values[input.len()..])
+                };
+                let centres = 0..config.block;
+                let expected: f64 = centres.clone().map(|centre| loss(&wide, centre)).sum();
+                assert!((found.loss - expected).abs() < 1e-5 * expected, "{set:?}: {found:?} for {expected}");
+                let pairs = centres.clone().map(|centre| pairs_of(&block, centre));
+                let pairs: f64 =
+                    if objective == WordObjective::Cbow { pairs.map(|p| p.min(1.0)).sum() } else { pairs.sum() };
+                assert_eq!(found.pairs, pairs);
+                assert!(pairs >= 20.0);
+                for at in 0..wide.len() {
+                    let slope = |centre: usize| {
+                        let moved = |by: f64| {
+                            let mut wide = wide.clone();
+                            wide[at] += by;
+                            loss(&wide, centre)
+                        };
+                        // word2vec.c does not divide what the words of a window take by their number.
+                        let factor = if objective == WordObjective::Cbow && at < input.len() {
+                            pairs_of(&block, centre)
+                        } else {
+                            1.0
+                        };
+                        factor * (moved(1e-5) - moved(-1e-5)) / 2e-5
+                    };
+                    let expected: f64 = centres.clone().map(slope).sum();
+                    let found = gradient[at];
+                    assert!(
+                        (found - expected).abs() < 1e-4,
+                        "{objective:?}, {set:?}, element {at}: {found} for {expected}"
+                    );
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn pairs_lie_within_a_line_and_within_the_window() {
+        let config = config(WordObjective::SkipGram);
+        let (mut block, words) = block(&config);
+        let table = vec![0.0; words * config.dim];
+        block.compute(NUMBER, Frozen { values: &table, dim: 7 }, Frozen { values: &table, dim: 7 });
+        // The number of each word's line, by the places of the text; empty lines count.
+        let lines: Vec<usize> =
+            [(0, 5), (1, 1), (3, 10), (4, 3), (5, 7)].iter().flat_map(|&(line, words)| vec![line; words]).collect();
+        for centre in 0..config.block {
+            let weights = &block.weights[centre * block.shape.band..][..block.shape.band];
+            let first = (centre / block.shape.tile * block.shape.tile) as isize - config.window as isize;
+            let mut widest = 0;
+            for (at, &weight) in weights.iter().enumerate() {
+                let distance = (first + at as isize - centre as isize).unsigned_abs();
+                let other = usize::try_from(first + at as isize).ok().and_then(|place| lines.get(place));
+                let possible =
+                    distance > 0 && distance <= config.window && other.is_some() && other == lines.get(centre);
+                assert!(weight == 0.0 || weight == 1.0 && possible, "centre {centre}, column {at}: {weight}");
+                widest = widest.max(if weight == 1.0 { distance } else { 0 });
+            }
+            let alone = lines.get(centre).is_none_or(|line| lines.iter().filter(|&other| other == line).count() == 1);
+            assert_eq!(widest == 0, alone, "centre {centre}: neighbours are always within the window");
+        }
+    }
+}

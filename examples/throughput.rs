@@ -1,0 +1,208 @@
+//! Training throughput on random tokens: a step is forward, backward, clip and AdamW.
+//!
+//! `cargo run --release --example throughput -- --workload W2 --workers 2 --json`
+
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use cllm::data::Batch;
+use cllm::linalg::threads::blas_core_name;
+use cllm::linalg::{Write, gemm, profile};
+use cllm::parallel::{Parallelism, for_each_indexed};
+use cllm::rng::{Purpose, Stream};
+use cllm::{Preset, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
+use ndarray::Array2;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Workload {
+    /// Preset seed.
+    #[value(name = "W1")]
+    W1,
+    /// Preset nano with a vocabulary of 65.
+    #[value(name = "W2")]
+    W2,
+    /// Preset small.
+    #[value(name = "W3")]
+    W3,
+    /// Preset gpt2.
+    #[value(name = "W4")]
+    W4,
+}
+
+/// Measures training steps on random tokens.
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long, value_enum, ignore_case = true, default_value = "W2")]
+    workload: Workload,
+    /// Worker threads; all cores by default.
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Timed steps; by default as many as take about ten seconds.
+    #[arg(long)]
+    steps: Option<usize>,
+    #[arg(long)]
+    layers: Option<usize>,
+    #[arg(long)]
+    heads: Option<usize>,
+    #[arg(long)]
+    dim: Option<usize>,
+    #[arg(long)]
+    ff: Option<usize>,
+    #[arg(long)]
+    vocab: Option<usize>,
+    #[arg(long)]
+    batch: Option<usize>,
+    #[arg(long)]
+    sequence: Option<usize>,
+    /// Splits batches by `sequences` or by `operations` instead of by the library's rule.
+    #[arg(long)]
+    sharding: Option<String>,
+    /// Prints one JSON object instead of a sentence.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments = Arguments::parse();
+    let (preset, vocabulary) = match arguments.workload {
+        Workload::W1 => (Preset::Seed, 1000),
+        Workload::W2 => (Preset::Nano, 65),
+        Workload::W3 => (Preset::Small, 4096),
+        Workload::W4 => (Preset::Gpt2, 50257),
+    };
+    let base = preset.model();
+    let dim = arguments.dim.unwrap_or(base.dim);
+    let sequence_length = arguments.sequence.unwrap_or(preset.sequence_length());
+    let batch_size = arguments.batch.unwrap_or(preset.batch_size());
+    let model = TransformerConfig {
+        vocabulary_size: arguments.vocab.unwrap_or(vocabulary),
+        context: sequence_length,
+        dim,
+        heads: arguments.heads.unwrap_or(base.heads),
+        layers: arguments.layers.unwrap_or(base.layers),
+        feed_forward: arguments.ff.unwrap_or(4 * dim),
+        ..base
+    };
+    let mut config = TrainingConfig { batch_size, sequence_length, weight_decay: 0.01, ..Default::default() };
+    config.workers = arguments.workers.unwrap_or(config.workers);
+    if let Some(sharding) = &arguments.sharding {
+        config.sharding = match sharding.as_str() {
+            "sequences" => Sharding::Sequences,
+            "operations" => Sharding::Operations,
+            other => return Err(format!("--sharding {other}: sequences or operations").into()),
+        };
+    }
+
+    let flops_per_token = model.training_flops_per_token(sequence_length);
+    let workers = config.workers;
+    let mut trainer = Trainer::new(Transformer::new(model.clone(), 1)?, config)?;
+    let parameters = trainer.model().layout().parameter_count();
+    let tokens = (batch_size * sequence_length) as f64;
+
+    let step = |trainer: &mut Trainer, index: u64| -> Result<Duration, Box<dyn std::error::Error>> {
+        let batch = random_batch(batch_size, sequence_length, model.vocabulary_size, index)?;
+        let start = Instant::now();
+        trainer.step(&batch)?;
+        Ok(start.elapsed())
+    };
+    step(&mut trainer, 0)?;
+    let estimate = step(&mut trainer, 1)?.as_secs_f64();
+    let steps = arguments.steps.unwrap_or(((10.0 / estimate) as usize).clamp(5, 2000));
+    for index in 0..steps.div_ceil(8) {
+        step(&mut trainer, 2 + index as u64)?;
+    }
+    // The reference is measured before, between and after the steps: the machine's speed changes while it runs.
+    let mut references = vec![sgemm_gflops(workers)];
+    let mut times = Vec::with_capacity(steps);
+    profile::enable(true);
+    let mut in_products = Duration::ZERO;
+    for index in 0..steps {
+        times.push(step(&mut trainer, 1000 + index as u64)?.as_secs_f64());
+        if index == steps / 2 {
+            in_products += profile::time_in_products();
+            profile::enable(false);
+            references.push(sgemm_gflops(workers));
+            profile::enable(true);
+        }
+    }
+    in_products += profile::time_in_products();
+    profile::enable(false);
+    references.push(sgemm_gflops(workers));
+
+    let total: f64 = times.iter().sum();
+    let seconds = median(&mut times);
+    let gflops = tokens * flops_per_token / seconds / 1e9;
+    let sgemm_gflops = median(&mut references);
+    let report = serde_json::json!({
+        "workload": format!("{:?}", arguments.workload),
+        "workers": workers,
+        "tokens_per_s": (tokens / seconds).round(),
+        "ms_per_step": (seconds * 1e6).round() / 1e3,
+        "gflops": gflops.round(),
+        "sgemm_gflops": sgemm_gflops.round(),
+        "mfu": (gflops / sgemm_gflops * 1e3).round() / 1e3,
+        "gemm_share": (in_products.as_secs_f64() / total / workers as f64 * 1e3).round() / 1e3,
+        "peak_rss_mb": peak_rss_mb(),
+        "blas_core": blas_core_name(),
+        "steps": steps,
+        "parameters": parameters,
+        "sharding": format!("{:?}", trainer.config().effective_sharding(parameters)),
+    });
+    if arguments.json {
+        println!("{report}");
+    } else {
+        println!(
+            "{} tokens/s, {} ms a step, {} GFLOP/s, {} % of sgemm's {} GFLOP/s ({}), {} % of the time in products",
+            report["tokens_per_s"],
+            report["ms_per_step"],
+            report["gflops"],
+            (gflops / sgemm_gflops * 100.0).round(),
+            report["sgemm_gflops"],
+            blas_core_name(),
+            (in_products.as_secs_f64() / total / workers as f64 * 100.0).round(),
+        );
+    }
+    Ok(())
+}
+
+fn random_batch(sequences: usize, length: usize, vocabulary: usize, step: u64) -> cllm::Result<Batch> {
+    let stream = Stream::new(7, Purpose::Caller, step);
+    let ids = |first: u64| {
+        Array2::from_shape_fn((sequences, length), |(row, column)| {
+            stream.below(first + (row * length + column) as u64, vocabulary as u64) as u32
+        })
+    };
+    Batch::new(ids(0), ids((sequences * length) as u64))
+}
+
+/// What BLAS reaches on square products of 1024, one at a time on each worker.
+fn sgemm_gflops(workers: usize) -> f64 {
+    const SIZE: usize = 1024;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(workers).build().expect("worker threads");
+    let matrix = || Array2::from_elem((SIZE, SIZE), 0.5f32);
+    let mut operands: Vec<_> = (0..workers).map(|_| (matrix(), matrix(), matrix())).collect();
+    let mut times: Vec<f64> = (0..12)
+        .map(|_| {
+            let start = Instant::now();
+            pool.install(|| {
+                for_each_indexed(&mut operands, &|_, (a, b, c)| {
+                    gemm(1.0, a.view(), b.view(), Write::Replace, c.view_mut(), Parallelism::SEQUENTIAL);
+                });
+            });
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    2.0 * (SIZE as f64).powi(3) * workers as f64 / median(&mut times) / 1e9
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The largest resident size of this process so far, where the system tells.
+fn peak_rss_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
+}

@@ -1,0 +1,196 @@
+//! The command line of `train_lm`, and the configurations it stands for.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use cllm::data::{BatchOrder, TokenizerSource};
+use cllm::{Optimizer, Preset, Result, Schedule, TrainingConfig, TransformerConfig};
+use serde::de::DeserializeOwned;
+
+/// Trains a language model on text.
+///
+/// Without any flag: a small model, for about two minutes, on Rust sources that Cargo has downloaded.
+#[derive(Parser)]
+pub struct Flags {
+    /// Text files, or folders of them [default: Rust sources in the Cargo registry]
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub data: Vec<PathBuf>,
+    /// Read at most this many bytes of the data
+    #[arg(long, value_name = "N")]
+    pub max_bytes: Option<u64>,
+    /// Text files to validate on, instead of the end of the data
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub validation: Vec<PathBuf>,
+    /// Share of the data, at its end, that is held out for validation; 0 holds out nothing
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub validation_fraction: f64,
+    /// byte, char, bpe:N, or a tokenizer.json; bpe alone has the preset's vocabulary
+    #[arg(long, default_value = if cfg!(feature = "tokenizers") { "bpe" } else { "byte" })]
+    pub tokenizer: String,
+
+    /// Shape and batch: seed, nano, small or gpt2
+    #[arg(long, default_value = "nano", value_parser = word::<Preset>)]
+    pub preset: Preset,
+    /// Transformer blocks [default: the preset's, as for the following]
+    #[arg(long)]
+    pub layers: Option<usize>,
+    /// Attention heads
+    #[arg(long)]
+    pub heads: Option<usize>,
+    /// Width of the model
+    #[arg(long)]
+    pub dim: Option<usize>,
+    /// Width of the feed-forward's hidden layer; 4·dim if only dim is given
+    #[arg(long)]
+    pub ff: Option<usize>,
+    /// Tokens in a sequence, and the longest the model can see
+    #[arg(long)]
+    pub context: Option<usize>,
+    /// Sequences in a forward and backward pass
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Batches accumulated into one update
+    #[arg(long, default_value_t = 1)]
+    pub accumulate: usize,
+    /// Probability of dropping embedded inputs, attention weights and residuals
+    #[arg(long, default_value_t = 0.0)]
+    pub dropout: f32,
+
+    /// Updates [default: 4000, unless --epochs is given]
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Passes over the data; with --steps, whichever ends first
+    #[arg(long)]
+    pub epochs: Option<u64>,
+    /// adamw or sgd
+    #[arg(long, default_value = "adamw", value_parser = word::<Optimizer>)]
+    pub optimizer: Optimizer,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    pub learning_rate: f64,
+    /// Learning rate at the end [default: a tenth of the peak]
+    #[arg(long)]
+    pub min_learning_rate: Option<f64>,
+    /// constant, linear, cosine or warmup-stable-decay
+    #[arg(long, default_value = "cosine", value_parser = word::<Schedule>)]
+    pub schedule: Schedule,
+    /// Updates over which the learning rate rises
+    #[arg(long, default_value_t = 100)]
+    pub warmup: u64,
+    /// Decay of matrices, per unit of learning rate
+    #[arg(long, default_value_t = 0.1)]
+    pub weight_decay: f64,
+    /// Decay rate of AdamW's first moment
+    #[arg(long, default_value_t = 0.9)]
+    pub beta1: f64,
+    /// Decay rate of AdamW's second moment
+    #[arg(long, default_value_t = 0.99)]
+    pub beta2: f64,
+    /// Momentum of SGD
+    #[arg(long, default_value_t = 0.9)]
+    pub momentum: f64,
+    /// Largest norm of the gradient; 0 does not clip
+    #[arg(long, default_value_t = 1.0)]
+    pub clip: f64,
+    /// Share of the target's probability that is spread over the vocabulary
+    #[arg(long, default_value_t = 0.0)]
+    pub label_smoothing: f64,
+    /// Decay of a moving average of the weights, which is then evaluated and saved
+    #[arg(long, value_name = "DECAY")]
+    pub average: Option<f64>,
+    /// Order of the sequences: random, sequential or shuffled
+    #[arg(long, default_value = "random", value_parser = word::<BatchOrder>)]
+    pub order: BatchOrder,
+    /// Seed of initial weights, order, dropout and the sample
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Worker threads [default: one a core]
+    #[arg(long)]
+    pub workers: Option<usize>,
+
+    /// Updates between evaluations
+    #[arg(long, default_value_t = 250)]
+    pub eval_every: u64,
+    /// Batches in an evaluation during the run; the last one takes the whole validation data
+    #[arg(long, default_value_t = 50)]
+    pub eval_batches: usize,
+    /// Updates between saves; the model is saved at the end in any case
+    #[arg(long)]
+    pub save_every: Option<u64>,
+    /// Updates between lines of metrics.jsonl
+    #[arg(long, default_value_t = 10)]
+    pub log_every: u64,
+    /// Folder for model, tokenizer, configuration and metrics; new or empty [default: runs/lm-N]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Tokens in the sample that is printed at the end
+    #[arg(long, default_value_t = 300)]
+    pub sample: usize,
+    /// Print a JSON object as the last line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Updates if neither --steps nor --epochs is given.
+const DEFAULT_STEPS: u64 = 4000;
+
+/// Reads a word as the configuration files spell it.
+fn word<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+impl Flags {
+    pub fn tokenizer_source(&self) -> Result<TokenizerSource> {
+        match self.tokenizer.as_str() {
+            "bpe" => Ok(TokenizerSource::BytePair { vocabulary_size: self.preset.model().vocabulary_size }),
+            source => source.parse(),
+        }
+    }
+
+    /// The model's shape, for a tokenizer of `vocabulary_size` tokens.
+    pub fn model(&self, vocabulary_size: usize) -> TransformerConfig {
+        let preset = self.preset.model();
+        TransformerConfig {
+            vocabulary_size,
+            context: self.context.unwrap_or(preset.context),
+            dim: self.dim.unwrap_or(preset.dim),
+            heads: self.heads.unwrap_or(preset.heads),
+            layers: self.layers.unwrap_or(preset.layers),
+            feed_forward: self.ff.unwrap_or(self.dim.map_or(preset.feed_forward, |dim| 4 * dim)),
+            embedding_dropout: self.dropout,
+            attention_dropout: self.dropout,
+            residual_dropout: self.dropout,
+            ..preset
+        }
+    }
+
+    pub fn training(&self) -> TrainingConfig {
+        let default = TrainingConfig::default();
+        TrainingConfig {
+            batch_size: self.batch.unwrap_or(self.preset.batch_size()),
+            sequence_length: self.context.unwrap_or(self.preset.sequence_length()),
+            accumulation_steps: self.accumulate,
+            max_steps: self.steps.or(if self.epochs.is_none() { Some(DEFAULT_STEPS) } else { None }),
+            epochs: self.epochs,
+            optimizer: self.optimizer,
+            learning_rate: self.learning_rate,
+            minimum_learning_rate: self.min_learning_rate.unwrap_or(self.learning_rate / 10.0),
+            warmup_steps: self.warmup,
+            schedule: self.schedule,
+            weight_decay: self.weight_decay,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            momentum: self.momentum,
+            gradient_clip: if self.clip == 0.0 { None } else { Some(self.clip) },
+            label_smoothing: self.label_smoothing,
+            moving_average_decay: self.average,
+            evaluation_interval: Some(self.eval_every),
+            evaluation_batches: Some(self.eval_batches),
+            save_interval: self.save_every,
+            batch_order: self.order,
+            seed: self.seed,
+            workers: self.workers.unwrap_or(default.workers),
+            ..default
+        }
+    }
+}

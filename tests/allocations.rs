@@ -1,0 +1,165 @@
+//! A warm training step allocates nothing on the heap, on any thread.
+//!
+//! A binary of its own, since it counts every allocation of the process: one test function, no other threads.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::data::{Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, WordSplit, WordVocabulary};
+use cllm::train::WordTrainer;
+use cllm::{Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Without BLAS, ndarray's product allocates an aligned packing buffer a call. That is the one exception, so there an
+/// allocation with a vector register's alignment does not count; nothing else in a step asks for one.
+fn counts(layout: Layout) -> bool {
+    cfg!(feature = "blas") || layout.align() < 32
+}
+
+#[allow(unsafe_code)]
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(u64::from(counts(layout)), Relaxed);
+        // SAFETY: the caller's promise is the one that is needed.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(u64::from(counts(layout)), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const WARM: u64 = 20;
+const MEASURED: u64 = 100;
+
+fn shape(dropout: f32) -> TransformerConfig {
+    TransformerConfig {
+        vocabulary_size: 50,
+        context: 70,
+        dim: 24,
+        heads: 2,
+        layers: 2,
+        feed_forward: 40,
+        embedding_dropout: dropout,
+        attention_dropout: dropout,
+        residual_dropout: dropout,
+        ..Default::default()
+    }
+}
+
+fn tokens() -> TokenStore {
+    let tokens: Vec<u32> = (0..5000).map(|i| i * i % 47).collect();
+    TokenStore::from_tokens(&tokens, 50).unwrap()
+}
+
+/// Allocations in `MEASURED` warm steps of a run, evaluations included.
+fn in_a_run(config: TrainingConfig, dropout: f32) -> u64 {
+    let sequences = config.batch_size * config.accumulation_steps;
+    let source = SequenceSource::new(tokens(), config.batch_order, sequences, 70, 3).unwrap();
+    let validation = SequenceSource::new(tokens().slice(0..1500), BatchOrder::Sequential, 1, 70, 0).unwrap();
+    let config = TrainingConfig {
+        sequence_length: 70,
+        max_steps: Some(WARM + MEASURED),
+        evaluation_interval: Some(10),
+        ..config
+    };
+    let mut trainer = Trainer::new(Transformer::new(shape(dropout), 1).unwrap(), config).unwrap();
+    let (mut start, mut end) = (0, 0);
+    let watch = |progress: &cllm::train::Progress<'_>| {
+        match progress.report.step {
+            WARM => start = ALLOCATIONS.load(Relaxed),
+            step if step == WARM + MEASURED => end = ALLOCATIONS.load(Relaxed),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    };
+    trainer.run(&source, Some(&validation), watch).unwrap();
+    assert!(start > 0, "building a trainer allocates: the counter does not count");
+    end - start
+}
+
+/// Allocations between the first and the last report of a run of word embeddings, which begins several epochs.
+fn in_words(corpus: &TextFiles, config: WordTrainingConfig) -> u64 {
+    let vocabulary = WordVocabulary::build(corpus, WordSplit::Blanks, 1).unwrap();
+    let mut trainer = WordTrainer::new(vocabulary, WordTrainingConfig { dim: 24, epochs: 4, ..config }).unwrap();
+    let (mut start, mut end, mut reports) = (0, 0, 0);
+    let watch = |_: &_| {
+        end = ALLOCATIONS.load(Relaxed);
+        reports += 1;
+        if reports == 1 {
+            start = end;
+        }
+        ControlFlow::Continue(())
+    };
+    trainer.run(corpus, watch).unwrap();
+    assert!(reports > 3, "{reports} reports");
+    end - start
+}
+
+#[test]
+fn warm_steps_allocate_nothing() {
+    let base = TrainingConfig { batch_size: 4, ..Default::default() };
+    for workers in [1, 2, 3] {
+        for sharding in [Sharding::Sequences, Sharding::Operations] {
+            let config = TrainingConfig { workers, sharding, ..base.clone() };
+            let plain = in_a_run(config.clone(), 0.0);
+            assert_eq!(plain, 0, "{workers} workers by {sharding:?}");
+            let everything = TrainingConfig {
+                accumulation_steps: 2,
+                optimizer: Optimizer::Sgd,
+                moving_average_decay: Some(0.99),
+                label_smoothing: 0.1,
+                ignore_id: Some(3),
+                batch_order: BatchOrder::Shuffled,
+                scores_budget: 1,
+                ..config
+            };
+            assert_eq!(in_a_run(everything, 0.1), 0, "{workers} workers by {sharding:?}, every option");
+        }
+    }
+
+    // From outside the pool, a step costs a block of the pool's queue now and then: at most one in 30 steps.
+    let config = TrainingConfig { sequence_length: 70, workers: 2, ..base };
+    let mut trainer = Trainer::new(Transformer::new(shape(0.0), 1).unwrap(), config).unwrap();
+    let source = SequenceSource::new(tokens(), BatchOrder::Random, 4, 70, 3).unwrap();
+    let mut batch = Batch::zeros(4, 70);
+    let mut start = 0;
+    for step in 0..WARM + MEASURED {
+        if step == WARM {
+            start = ALLOCATIONS.load(Relaxed);
+        }
+        source.fill(step, &mut batch);
+        trainer.step(&batch).unwrap();
+    }
+    let outside = ALLOCATIONS.load(Relaxed) - start;
+    assert!(outside <= MEASURED / 30 + 1, "{outside} allocations in {MEASURED} steps called from outside");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("words");
+    let line = (0..100).map(|i| format!("w{} ", i * i % 37)).collect::<String>() + "\n";
+    std::fs::write(&path, line.repeat(3000)).unwrap();
+    let corpus = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+        for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 2), (WorkerMode::Async, 2)]
+        {
+            let config = WordTrainingConfig { objective, mode, workers, ..Default::default() };
+            assert_eq!(in_words(&corpus, config), 0, "{objective:?}, {mode:?}, {workers} workers");
+        }
+    }
+}
