@@ -92,7 +92,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let split = if sources { WordSplit::Identifiers } else { WordSplit::Blanks };
     let corpus = corpus::collect(&arguments.data, None)?;
     let vocabulary = WordVocabulary::build(&corpus, split, arguments.min_count)?;
-    eprintln!("{}: {} words, vocabulary {}", corpus.name(), vocabulary.corpus_words(), vocabulary.len());
 
     let objective = match arguments.model {
         Model::Skipgram => WordObjective::SkipGram,
@@ -121,6 +120,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..defaults
     };
     let mut display = progress::ProgressDisplay::new();
+    display.line(&format!("{}: {} words, vocabulary {}", corpus.name(), vocabulary.corpus_words(), vocabulary.len()));
     let all_words = vocabulary.corpus_words() * config.epochs;
     let mut trainer = WordTrainer::new(vocabulary, config)?;
     let summary = trainer.run(&corpus, |progress| {

@@ -130,9 +130,9 @@ impl<'a> WordReader<'a> {
 
     fn open(&mut self, at: u64) -> Result<()> {
         let (path, begin) = self.file();
-        let mut file = File::open(path).map_err(Error::io(path))?;
+        let mut file = File::open(path).map_err(|error| Error::io(path)(error))?;
         if at > begin {
-            file.seek(SeekFrom::Start(at - begin)).map_err(Error::io(path))?;
+            file.seek(SeekFrom::Start(at - begin)).map_err(|error| Error::io(path)(error))?;
         }
         self.file = Some(file);
         (self.left, self.filled_to) = (0..0, at);

@@ -16,7 +16,7 @@ pub(crate) struct Strided<'a> {
 }
 
 /// Runs `$body` for each `$index` below `$limit`, at most 6, unrolled here: LLVM keeps the sums of a tile in registers
-/// only if their indices are constants, and does not unroll loops over so many.
+/// only if their indices are constants, and does not reliably unroll loops over so many.
 macro_rules! unroll {
     ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5) };
     (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
@@ -36,26 +36,21 @@ fn tile<T: Target, const ROWS: usize, const PANELS: usize>(
     inner: usize,
     accumulate: bool,
 ) {
-    let mut sums = [[[0.0f32; LANES]; PANELS]; ROWS];
+    let mut sums = [[T::splat(0.0); PANELS]; ROWS];
     for p in 0..inner {
-        let b = &b[p * b_stride..][..PANELS * LANES];
+        let b = &b[p * b_stride..].as_chunks::<LANES>().0[..PANELS];
         unroll!(ROWS, row, {
-            let factor = a.values[row * a.row_stride + p * a.column_stride];
+            let factor = T::splat(a.values[row * a.row_stride + p * a.column_stride]);
             unroll!(PANELS, panel, {
-                for lane in 0..LANES {
-                    let sum = &mut sums[row][panel][lane];
-                    *sum = T::multiply_add(factor, b[panel * LANES + lane], *sum);
-                }
+                sums[row][panel] = T::multiply_add_vectors(factor, T::load(&b[panel]), sums[row][panel]);
             });
         });
     }
     unroll!(ROWS, row, {
-        let c = &mut c[row * c_stride..][..PANELS * LANES];
+        let c = &mut c[row * c_stride..].as_chunks_mut::<LANES>().0[..PANELS];
         unroll!(PANELS, panel, {
-            for lane in 0..LANES {
-                let c = &mut c[panel * LANES + lane];
-                *c = sums[row][panel][lane] + if accumulate { *c } else { 0.0 };
-            }
+            let sum = sums[row][panel];
+            T::store(if accumulate { T::add(sum, T::load(&c[panel])) } else { sum }, &mut c[panel]);
         });
     });
 }
