@@ -99,17 +99,6 @@ fn a_deterministic_run_has_the_same_bits_twice() {
 }
 
 #[test]
-fn subsampling_drops_what_the_formula_says() {
-    let text = topics(300);
-    let pairs = |sample| train(text.as_bytes(), 1, WordTrainingConfig { sample, epochs: 1, ..config() }).unwrap();
-    // 40 words, each with a share f of about 1/40: with t = 1/160, a word is kept with probability √(t/f) + t/f = 3/4.
-    let probabilities = pairs(1.0 / 160.0).trainer.vocabulary().keep_probabilities(1.0 / 160.0);
-    assert!(probabilities.iter().all(|&probability| (probability - 0.75).abs() < 0.06), "{probabilities:?}");
-    assert_eq!(pairs(0.0).trainer.vocabulary().keep_probabilities(0.0), [1.0; 40]);
-    assert_ne!(pairs(0.0).trainer.model().vectors(), pairs(1.0 / 160.0).trainer.model().vectors());
-}
-
-#[test]
 fn rare_words_are_left_out_and_a_corpus_of_them_is_refused() {
     let run = train(b"x x x y y z\n", 2, config()).unwrap();
     let vocabulary = run.trainer.vocabulary();

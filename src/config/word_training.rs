@@ -52,7 +52,8 @@ pub struct WordTrainingConfig {
     pub learning_rate: f64,
     /// Learning rate at the end.
     pub minimum_learning_rate: f64,
-    /// Centre words in a block: they share their negatives, and are updated together.
+    /// Centre words in a block: they share their negatives, and are updated together. Fewer are taken where few words
+    /// make up the text, since updates made together overshoot there.
     pub block: usize,
     /// Negatives that a block shares, a multiple of 16.
     pub shared_negatives: usize,

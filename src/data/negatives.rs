@@ -44,7 +44,7 @@ impl AliasTable {
     #[must_use]
     #[inline]
     pub fn draw(&self, first: u32, second: u32) -> u32 {
-        let index = (u64::from(first) * self.slots.len() as u64 >> 32) as u32;
+        let index = ((u64::from(first) * self.slots.len() as u64) >> 32) as u32;
         let (threshold, alias) = self.slots[index as usize];
         if second < threshold { index } else { alias }
     }

@@ -79,3 +79,53 @@ impl<'a> WordStream<'a> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{TextOptions, WordSplit};
+
+    const SAMPLE: f64 = 0.01;
+
+    /// 20,000 times `often`, each fifth followed by one of 400 other words.
+    fn corpus() -> (tempfile::TempDir, TextFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let word = |i: usize| if i.is_multiple_of(5) { format!("often w{}\n", i / 5 % 400) } else { "often ".into() };
+        std::fs::write(folder.path().join("text.txt"), (0..20_000).map(word).collect::<String>()).unwrap();
+        let corpus = TextFiles::collect(&[folder.path()], &TextOptions::default()).unwrap();
+        (folder, corpus)
+    }
+
+    fn kept(corpus: &TextFiles, range: Range<u64>, seed: u64, epoch: u64) -> Vec<u32> {
+        let vocabulary = WordVocabulary::build(corpus, WordSplit::Blanks, 1).unwrap();
+        let keep = vocabulary.keep_probabilities(SAMPLE);
+        let mut stream = WordStream::new(corpus, &vocabulary, &keep, range, seed);
+        stream.restart(epoch).unwrap();
+        std::iter::from_fn(|| stream.next().unwrap()).map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn frequent_words_are_kept_with_the_probability_of_the_formula() {
+        let (_folder, corpus) = corpus();
+        let ids = kept(&corpus, 0..u64::MAX, 1, 0);
+        // t/f = 0.01/(20/24) = 0.012, and √0.012 + 0.012 = 0.12154; the others, below t, are all kept.
+        let (often, others) =
+            (ids.iter().filter(|&&id| id == 0).count() as f64, ids.iter().filter(|&&id| id > 0).count());
+        let expected = 20_000.0 * (0.012f64.sqrt() + 0.012);
+        assert!((often - expected).abs() < 5.0 * expected.sqrt(), "{often} of 20000 for {expected}");
+        assert_eq!(others, 4000);
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        assert_eq!(vocabulary.keep_probabilities(0.0), vec![1.0; 401]);
+    }
+
+    #[test]
+    fn what_is_kept_depends_on_seed_and_epoch_and_not_on_the_parts() {
+        let (_folder, corpus) = corpus();
+        let whole = kept(&corpus, 0..u64::MAX, 1, 0);
+        for cut in [1, 12_345, corpus.total_bytes() - 1] {
+            let parts = [kept(&corpus, 0..cut, 1, 0), kept(&corpus, cut..u64::MAX, 1, 0)].concat();
+            assert!(parts == whole, "cut at {cut}");
+        }
+        assert!(kept(&corpus, 0..u64::MAX, 2, 0) != whole && kept(&corpus, 0..u64::MAX, 1, 1) != whole);
+    }
+}

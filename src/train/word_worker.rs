@@ -17,7 +17,8 @@ use crate::{Error, Result};
 pub(super) struct Shared<'a> {
     corpus: &'a TextFiles,
     vocabulary: &'a WordVocabulary,
-    config: &'a WordTrainingConfig,
+    /// The settings, with the block that [`stable_block`] allows.
+    config: WordTrainingConfig,
     keep: Vec<f32>,
     negatives: AliasTable,
     /// For each worker and each table, the end of the rows it updates: even shares of the expected updates.
@@ -33,6 +34,7 @@ impl<'a> Shared<'a> {
         let drawn: Vec<f64> =
             vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
         let (all_kept, all_drawn): (f64, f64) = (kept.iter().sum(), drawn.iter().sum());
+        let config = WordTrainingConfig { block: stable_block(config, &kept), ..config.clone() };
         let reach = (config.block + 2 * config.window) as f64;
         let (positive_input, positive_output) = match config.objective {
             WordObjective::SkipGram => (config.block as f64, reach),
@@ -40,18 +42,24 @@ impl<'a> Shared<'a> {
         };
         let rate =
             |id: usize, positive: f64, negative: f64| positive * kept[id] / all_kept + negative * drawn[id] / all_drawn;
-        Self {
-            corpus,
-            vocabulary,
-            config,
-            negatives: AliasTable::new(&drawn),
-            input_ends: ends_of_shares(config.workers, vocabulary.len(), |id| rate(id, positive_input, 0.0)),
-            output_ends: ends_of_shares(config.workers, vocabulary.len(), |id| {
-                rate(id, positive_output, config.shared_negatives as f64)
-            }),
-            keep,
-        }
+        let (workers, rows) = (config.workers, vocabulary.len());
+        let input_ends = ends_of_shares(workers, rows, |id| rate(id, positive_input, 0.0));
+        let shared_negatives = config.shared_negatives as f64;
+        let output_ends = ends_of_shares(workers, rows, |id| rate(id, positive_output, shared_negatives));
+        Self { corpus, vocabulary, config, negatives: AliasTable::new(&drawn), input_ends, output_ends, keep }
     }
+}
+
+/// The block size, lowered where few words make up the text.
+///
+/// The updates of a round, a block a worker, are made at tables that do not know of each other. With Σ p² the probability
+/// that two words of the text are the same, a word meets block·workers·Σ p² further updates of its own row; from about 2
+/// on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
+fn stable_block(config: &WordTrainingConfig, kept: &[f64]) -> usize {
+    let total: f64 = kept.iter().sum();
+    let repetition: f64 = kept.iter().map(|count| (count / total).powi(2)).sum();
+    let most = 1.0 / (repetition * config.workers as f64);
+    config.block.min(most as usize).max(1)
 }
 
 /// Cuts `0..rows` into contiguous shares of about the same sum of weights; returns their ends.
@@ -118,13 +126,13 @@ impl<'a> WordWorker<'a> {
 
     /// Goes on to the next block, in the next epoch if need be; returns its number if there is any.
     fn next_block(&mut self) -> Result<Option<BlockNumber>> {
-        let (config, negatives) = (self.shared.config, &self.shared.negatives);
+        let (config, negatives) = (&self.shared.config, &self.shared.negatives);
         loop {
-            if self.state != State::AtEnd {
-                if let Some(number) = self.block.windows.advance(&mut self.stream, negatives)? {
-                    self.learning_rate = self.learning_rate() as f32;
-                    return Ok(Some(number));
-                }
+            if self.state != State::AtEnd
+                && let Some(number) = self.block.windows.advance(&mut self.stream, negatives)?
+            {
+                self.learning_rate = self.learning_rate() as f32;
+                return Ok(Some(number));
             }
             if self.next_epoch == config.epochs {
                 return Ok(None);
@@ -213,7 +221,7 @@ impl<'a> WordWorker<'a> {
 
     /// The learning rate at this moment.
     pub fn learning_rate(&self) -> f64 {
-        let WordTrainingConfig { learning_rate, minimum_learning_rate, .. } = *self.shared.config;
+        let WordTrainingConfig { learning_rate, minimum_learning_rate, .. } = self.shared.config;
         (learning_rate * (1.0 - self.done())).max(minimum_learning_rate)
     }
 
@@ -284,4 +292,27 @@ fn update_shares(shared: &Shared<'_>, workers: &[WordWorker<'_>], mut share: Sha
         || update_shares(shared, workers, left, part.start..middle),
         || update_shares(shared, workers, right, middle..part.end),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_the_rows_with_about_the_same_weight() {
+        assert_eq!(ends_of_shares(3, 6, |_| 1.0), [2, 4, 6]);
+        assert_eq!(ends_of_shares(2, 4, |row| [8.0, 1.0, 1.0, 1.0][row]), [1, 4]);
+        assert_eq!(ends_of_shares(4, 2, |row| [9.0, 1.0][row]), [1, 1, 1, 2]);
+        assert_eq!(ends_of_shares(3, 1, |_| 1.0), [1, 1, 1]);
+    }
+
+    #[test]
+    fn blocks_are_small_where_words_are_few() {
+        let block = |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept);
+        assert_eq!(block(1, &[5.0]), 1);
+        assert_eq!(block(4, &[5.0]), 1);
+        assert_eq!(block(1, &[1.0; 30]), 30);
+        assert_eq!(block(2, &[1.0; 30]), 15);
+        assert_eq!(block(2, &[1.0; 1000]), 48);
+    }
 }

@@ -120,7 +120,7 @@ impl Windows {
             if centre % 4 == 0 {
                 words = stream.block((centre / 4) as u32);
             }
-            let width = 1 + (u64::from(words[centre % 4]) * self.window as u64 >> 32) as usize;
+            let width = 1 + ((u64::from(words[centre % 4]) * self.window as u64) >> 32) as usize;
             let first = centre / tile * tile;
             let position = centre + self.window;
             weights.fill(0.0);
