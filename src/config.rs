@@ -3,10 +3,12 @@
 mod preset;
 mod training;
 mod transformer;
+mod word_training;
 
 pub use preset::Preset;
 pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};
 pub use transformer::TransformerConfig;
+pub use word_training::{WordObjective, WordTrainingConfig, WorkerMode};
 
 use crate::{Error, Result};
 

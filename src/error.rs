@@ -55,6 +55,16 @@ pub enum Error {
         /// Tokens one sequence and its target need.
         needed: u64,
     },
+    /// No word of a corpus is frequent enough to enter the vocabulary.
+    #[error("{what}: none of {words} words occurs {minimum_count} times")]
+    NoWords {
+        /// Which corpus.
+        what: String,
+        /// Words it has.
+        words: u64,
+        /// Occurrences that a word needs.
+        minimum_count: u64,
+    },
     /// A token id is not in the vocabulary.
     #[error("{what}: token {id} at position {position} is outside the vocabulary of {vocabulary}")]
     TokenOutOfRange {

@@ -35,6 +35,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod generate;
 pub mod kernels;
 pub mod layers;

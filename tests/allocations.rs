@@ -6,7 +6,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use cllm::data::{Batch, BatchOrder, SequenceSource, TokenStore};
+use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::data::{Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, WordSplit, WordVocabulary};
+use cllm::train::WordTrainer;
 use cllm::{Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 
 struct Counting;
@@ -92,6 +94,24 @@ fn in_a_run(config: TrainingConfig, dropout: f32) -> u64 {
     end - start
 }
 
+/// Allocations between the first and the last report of a run of word embeddings, which begins several epochs.
+fn in_words(corpus: &TextFiles, config: WordTrainingConfig) -> u64 {
+    let vocabulary = WordVocabulary::build(corpus, WordSplit::Blanks, 1).unwrap();
+    let mut trainer = WordTrainer::new(vocabulary, WordTrainingConfig { dim: 24, epochs: 4, ..config }).unwrap();
+    let (mut start, mut end, mut reports) = (0, 0, 0);
+    let watch = |_: &_| {
+        end = ALLOCATIONS.load(Relaxed);
+        reports += 1;
+        if reports == 1 {
+            start = end;
+        }
+        ControlFlow::Continue(())
+    };
+    trainer.run(corpus, watch).unwrap();
+    assert!(reports > 3, "{reports} reports");
+    end - start
+}
+
 #[test]
 fn warm_steps_allocate_nothing() {
     let base = TrainingConfig { batch_size: 4, ..Default::default() };
@@ -129,4 +149,17 @@ fn warm_steps_allocate_nothing() {
     }
     let outside = ALLOCATIONS.load(Relaxed) - start;
     assert!(outside <= MEASURED / 30 + 1, "{outside} allocations in {MEASURED} steps called from outside");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("words");
+    let line = (0..100).map(|i| format!("w{} ", i * i % 37)).collect::<String>() + "\n";
+    std::fs::write(&path, line.repeat(3000)).unwrap();
+    let corpus = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+        for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 2), (WorkerMode::Async, 2)]
+        {
+            let config = WordTrainingConfig { objective, mode, workers, ..Default::default() };
+            assert_eq!(in_words(&corpus, config), 0, "{objective:?}, {mode:?}, {workers} workers");
+        }
+    }
 }

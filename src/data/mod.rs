@@ -32,14 +32,20 @@ use crate::{Error, Result};
 
 mod batch;
 mod chunks;
+mod negatives;
 mod permutation;
 mod sequences;
 mod text;
 mod token_file;
 mod token_store;
 mod tokenizer;
+mod word_index;
+mod word_reader;
+mod word_stream;
+mod word_vocabulary;
 
 pub use batch::Batch;
+pub use negatives::AliasTable;
 pub use sequences::{BatchOrder, SequenceSource};
 pub use text::{InvalidUtf8, TEXT_ENDINGS, TextFiles, TextOptions};
 pub use token_file::TokenWriter;
@@ -47,6 +53,9 @@ pub use token_store::TokenStore;
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::BytePairTokenizer;
 pub use tokenizer::{CharacterTokenizer, Tokenizer, TokenizerSource};
+pub use word_reader::WordSplit;
+pub(crate) use word_stream::WordStream;
+pub use word_vocabulary::WordVocabulary;
 
 use text::{TextFile, pieces};
 use token_store::TokenBuffer;

@@ -5,6 +5,8 @@
 //! the target's baseline, where LLVM vectorises it. The choice is made once per process, from what the processor has,
 //! and can be lowered by the environment variable `CLLM_KERNELS` (`portable`, `avx2` or `avx512`).
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64 as x86;
 use std::sync::OnceLock;
 
 /// A set of vector instructions that kernels are compiled for.
@@ -22,6 +24,23 @@ pub enum InstructionSet {
 pub(crate) trait Target {
     /// Whether a fused multiply-add is one instruction.
     const FUSED: bool;
+    /// Whether a register holds 16 floats and there are 32 of them, as under AVX-512.
+    const WIDE: bool = false;
+
+    /// Sixteen floats in registers, for kernels whose accumulators LLVM does not keep there when they are arrays.
+    type Vector: Copy;
+
+    /// The vector of sixteen times `x`.
+    fn splat(x: f32) -> Self::Vector;
+
+    fn load(x: &[f32; 16]) -> Self::Vector;
+
+    fn store(vector: Self::Vector, into: &mut [f32; 16]);
+
+    fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// a·b + c in each place, as [`multiply_add`](Self::multiply_add).
+    fn multiply_add_vectors(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 
     /// a·b + c, fused where that is one instruction (elsewhere `f32::mul_add` is a slow library call).
     #[inline(always)]
@@ -32,13 +51,131 @@ pub(crate) trait Target {
 
 pub(crate) struct PortableTarget;
 pub(crate) struct FusedTarget;
+pub(crate) struct WideTarget;
+
+/// [`Target::Vector`] as an array, which LLVM vectorises as it sees fit.
+macro_rules! array_vector {
+    () => {
+        type Vector = [f32; 16];
+
+        #[inline(always)]
+        fn splat(x: f32) -> Self::Vector {
+            [x; 16]
+        }
+
+        #[inline(always)]
+        fn load(x: &[f32; 16]) -> Self::Vector {
+            *x
+        }
+
+        #[inline(always)]
+        fn store(vector: Self::Vector, into: &mut [f32; 16]) {
+            *into = vector;
+        }
+
+        #[inline(always)]
+        fn add(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            for i in 0..16 {
+                a[i] += b[i];
+            }
+            a
+        }
+
+        #[inline(always)]
+        fn multiply_add_vectors(a: Self::Vector, b: Self::Vector, mut c: Self::Vector) -> Self::Vector {
+            for i in 0..16 {
+                c[i] = Self::multiply_add(a[i], b[i], c[i]);
+            }
+            c
+        }
+    };
+}
+
+/// [`Target::Vector`] as an array of `$registers` with `$floats` floats each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! register_vector {
+    ($registers:ty, $floats:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fused:ident) => {
+        type Vector = $registers;
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn splat(x: f32) -> Self::Vector {
+            // SAFETY: kernels run under this target only on processors that have its instructions.
+            [unsafe { x86::$splat(x) }; 16 / $floats]
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn load(x: &[f32; 16]) -> Self::Vector {
+            // SAFETY: as above; the array has 16 floats, of which this reads as many as a register has, from the start
+            // of each part.
+            std::array::from_fn(|part| unsafe { x86::$load(x.as_ptr().add(part * $floats)) })
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn store(vector: Self::Vector, into: &mut [f32; 16]) {
+            for (part, register) in vector.into_iter().enumerate() {
+                // SAFETY: as for `load`, and the array is borrowed mutably.
+                unsafe { x86::$store(into.as_mut_ptr().add(part * $floats), register) };
+            }
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: as for `splat`.
+            std::array::from_fn(|part| unsafe { x86::$add(a[part], b[part]) })
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn multiply_add_vectors(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+            // SAFETY: as for `splat`.
+            std::array::from_fn(|part| unsafe { x86::$fused(a[part], b[part], c[part]) })
+        }
+    };
+}
 
 impl Target for PortableTarget {
     const FUSED: bool = cfg!(target_arch = "aarch64");
+
+    array_vector!();
 }
 
 impl Target for FusedTarget {
     const FUSED: bool = true;
+
+    #[cfg(not(target_arch = "x86_64"))]
+    array_vector!();
+    #[cfg(target_arch = "x86_64")]
+    register_vector!(
+        [x86::__m256; 2],
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_fmadd_ps
+    );
+}
+
+impl Target for WideTarget {
+    const FUSED: bool = true;
+    const WIDE: bool = true;
+
+    #[cfg(not(target_arch = "x86_64"))]
+    array_vector!();
+    #[cfg(target_arch = "x86_64")]
+    register_vector!(
+        [x86::__m512; 1],
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_fmadd_ps
+    );
 }
 
 /// The widest instruction set that this processor has and `CLLM_KERNELS` allows.
@@ -78,6 +215,23 @@ pub(crate) fn detected() -> InstructionSet {
     InstructionSet::Portable
 }
 
+/// Asks the processor to bring a slice into its second-level cache, ahead of its use.
+#[inline]
+#[allow(unsafe_code)]
+pub(crate) fn prefetch<X>(slice: &[X]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let start = slice.as_ptr().cast::<i8>();
+        for offset in (0..size_of_val(slice)).step_by(64) {
+            // SAFETY: a prefetch reads nothing the program sees and faults nowhere; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
 /// Defines functions whose body is compiled for every instruction set and chosen at run time.
 ///
 /// Inside the body, `T` is the [`Target`]; helpers called from it must be `#[inline(always)]` and generic over `T`. The
@@ -103,7 +257,7 @@ macro_rules! kernel {
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             #[track_caller]
             fn avx512($($argument: $kind),*) $(-> $output)? {
-                body::<$crate::kernels::dispatch::FusedTarget>($($argument),*)
+                body::<$crate::kernels::dispatch::WideTarget>($($argument),*)
             }
 
             #[cfg(target_arch = "x86_64")]

@@ -12,10 +12,13 @@ pub mod exp;
 pub mod gelu;
 pub(crate) mod lanes;
 pub mod layer_norm;
+pub(crate) mod logistic;
 pub mod reduce;
 pub mod sgd;
+pub(crate) mod small_product;
 pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod transpose;
 
 pub use dispatch::{InstructionSet, instruction_set};

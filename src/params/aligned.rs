@@ -4,6 +4,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 
 /// Bytes in a cache line, and in the widest vector register.
 const ALIGNMENT: usize = 64;
@@ -76,6 +77,15 @@ impl std::fmt::Debug for AlignedBuffer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "AlignedBuffer({} floats)", self.length)
     }
+}
+
+/// The same memory as atomics that hold the bits of the floats, for as long as it is borrowed.
+#[must_use]
+pub(crate) fn as_atomics(values: &mut [f32]) -> &[AtomicU32] {
+    const { assert!(size_of::<AtomicU32>() == size_of::<f32>() && align_of::<AtomicU32>() == align_of::<f32>()) };
+    // SAFETY: size, alignment and valid bits of the two types are the same, and while the exclusive borrow lasts the
+    // memory is reached through these atomics only.
+    unsafe { std::slice::from_raw_parts(values.as_mut_ptr().cast::<AtomicU32>(), values.len()) }
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub enum Initialisation {
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
+    /// Uniform between minus and plus this bound.
+    Uniform(f32),
 }
 
 /// Names one parameter of a layout: its place and its shape as a matrix.
@@ -126,6 +128,12 @@ impl ParameterLayout {
                 Initialisation::Ones => values.fill(1.0),
                 Initialisation::Normal(deviation) => {
                     Stream::new(seed, Purpose::Initialisation, spec.id.index as u64).fill_normal(values, deviation);
+                }
+                Initialisation::Uniform(bound) => {
+                    let stream = Stream::new(seed, Purpose::Initialisation, spec.id.index as u64);
+                    for (index, value) in values.iter_mut().enumerate() {
+                        *value = bound * (2.0 * stream.uniform(index as u64) - 1.0);
+                    }
                 }
             }
         }

@@ -5,5 +5,6 @@ mod layout;
 mod store;
 
 pub use aligned::AlignedBuffer;
+pub(crate) use aligned::as_atomics;
 pub use layout::{Initialisation, ParameterId, ParameterLayout, ParameterSpec};
 pub use store::ParameterStore;

@@ -11,7 +11,10 @@ mod reduction;
 mod report;
 mod shard;
 mod trainer;
+mod word_trainer;
+mod word_worker;
 
 pub use checkpointing::ResumeOptions;
 pub use report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 pub use trainer::{RunSummary, Trainer};
+pub use word_trainer::{WordProgress, WordSummary, WordTrainer};

@@ -1,0 +1,129 @@
+//! Settings of word embedding training.
+
+use serde::{Deserialize, Serialize};
+
+use super::{above_zero, positive, within};
+use crate::{Error, Result};
+
+/// What a word embedding is trained to predict (Mikolov et al., "Distributed representations of words and phrases and
+/// their compositionality", 2013).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WordObjective {
+    /// Each word of a window from the word in its centre.
+    SkipGram,
+    /// The word in the centre of a window from the mean of the others.
+    Cbow,
+}
+
+/// How workers share the two tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerMode {
+    /// In rounds: every worker computes the gradient of one block at the same tables, then the updates of all are made
+    /// in the workers' order, each worker making those of its own rows. The same bits for a given number of workers,
+    /// build and machine. Workers wait for each other twice a round, so one that is held up holds up all.
+    Deterministic,
+    /// Every worker reads and updates the tables as it goes, element by element through relaxed atomics (Recht et al.,
+    /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost. No worker
+    /// waits for another, but each element is read and written on its own, which makes the work about a quarter longer.
+    Async,
+}
+
+/// Everything that training of word embeddings is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WordTrainingConfig {
+    /// What is predicted.
+    pub objective: WordObjective,
+    /// Width of a vector (C).
+    pub dim: usize,
+    /// Largest distance of a pair: each centre word draws its own from 1 to this one, evenly.
+    pub window: usize,
+    /// Weight of the negative words against a positive one: the number that would be drawn for each pair.
+    pub negatives: f64,
+    /// Threshold of the subsampling of frequent words; 0 keeps all.
+    pub sample: f64,
+    /// Power of a word's count with which it is drawn as a negative.
+    pub negative_power: f64,
+    /// Passes over the corpus.
+    pub epochs: u64,
+    /// Learning rate at the start; it falls linearly with the words read.
+    pub learning_rate: f64,
+    /// Learning rate at the end.
+    pub minimum_learning_rate: f64,
+    /// Centre words in a block: they share their negatives, and are updated together. Fewer are taken where few words
+    /// make up the text, since updates made together overshoot there.
+    pub block: usize,
+    /// Negatives that a block shares, a multiple of 16.
+    pub shared_negatives: usize,
+    /// Worker threads.
+    pub workers: usize,
+    /// How they share the tables.
+    pub mode: WorkerMode,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Default for WordTrainingConfig {
+    /// Word2vec's settings for skip-gram.
+    fn default() -> Self {
+        Self {
+            objective: WordObjective::SkipGram,
+            dim: 100,
+            window: 5,
+            negatives: 5.0,
+            sample: 1e-3,
+            negative_power: 0.75,
+            epochs: 5,
+            learning_rate: 0.025,
+            minimum_learning_rate: 1e-4,
+            block: 48,
+            shared_negatives: 32,
+            workers: 1,
+            mode: WorkerMode::Deterministic,
+            seed: 1,
+        }
+    }
+}
+
+impl WordTrainingConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for the first value outside its domain.
+    pub fn validate(&self) -> Result<()> {
+        positive("dim", self.dim)?;
+        positive("window", self.window)?;
+        positive("block", self.block)?;
+        positive("shared_negatives", self.shared_negatives)?;
+        positive("workers", self.workers)?;
+        if self.dim > 1 << 16 {
+            return Err(Error::config("dim", self.dim, "must be at most 65536"));
+        }
+        if self.window > 1000 {
+            return Err(Error::config("window", self.window, "must be at most 1000"));
+        }
+        if self.block > 1 << 16 {
+            return Err(Error::config("block", self.block, "must be at most 65536"));
+        }
+        if !self.shared_negatives.is_multiple_of(16) || self.shared_negatives > 1 << 16 {
+            return Err(Error::config(
+                "shared_negatives",
+                self.shared_negatives,
+                "must be a multiple of 16 up to 65536",
+            ));
+        }
+        if self.workers > 1 << 16 {
+            return Err(Error::config("workers", self.workers, "must be at most 65536"));
+        }
+        if self.epochs == 0 || self.epochs > 1 << 20 {
+            return Err(Error::config("epochs", self.epochs, "must lie between 1 and 1048576"));
+        }
+        within("negatives", self.negatives, 0.0, f64::INFINITY)?;
+        within("sample", self.sample, 0.0, f64::INFINITY)?;
+        within("negative_power", self.negative_power, 0.0, 4.0)?;
+        above_zero("learning_rate", self.learning_rate)?;
+        within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)
+    }
+}

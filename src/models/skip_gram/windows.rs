@@ -1,0 +1,148 @@
+//! The words of a block, their windows, and the negatives they share.
+
+use super::rows::NO_ROW;
+use crate::Result;
+use crate::data::{AliasTable, WordStream};
+use crate::rng::{Purpose, Stream};
+
+/// Names one block: no two have the same random numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockNumber {
+    pub seed: u64,
+    pub worker: usize,
+    pub epoch: u64,
+    /// Of the worker, in this epoch.
+    pub block: u64,
+}
+
+impl BlockNumber {
+    fn stream(self, purpose: Purpose) -> Stream {
+        Stream::with_lane(self.seed, purpose, self.worker as u16, self.epoch << 40 | self.block)
+    }
+
+    pub fn next(self) -> Self {
+        Self { block: self.block + 1, ..self }
+    }
+}
+
+/// Words that pass by a block: those before its centres that windows reach, the centres, those behind them that windows
+/// reach, and as many as the next block has centres. Beyond the ends of the text there is [`NO_ROW`].
+#[derive(Debug)]
+pub(crate) struct Windows {
+    words: Vec<u32>,
+    /// The line of each word; `u32::MAX` where there is no word.
+    lines: Vec<u32>,
+    centres: usize,
+    window: usize,
+    negatives: Vec<u32>,
+    next_negatives: Vec<u32>,
+    number: BlockNumber,
+}
+
+impl Windows {
+    pub fn new(centres: usize, window: usize, negatives: usize) -> Self {
+        let length = 2 * (centres + window);
+        Self {
+            words: vec![NO_ROW; length],
+            lines: vec![u32::MAX; length],
+            centres,
+            window,
+            negatives: vec![NO_ROW; negatives],
+            next_negatives: vec![NO_ROW; negatives],
+            number: BlockNumber { seed: 0, worker: 0, epoch: 0, block: 0 },
+        }
+    }
+
+    /// Before the first block of `stream`, which is `number`.
+    pub fn start(&mut self, stream: &mut WordStream<'_>, table: &AliasTable, number: BlockNumber) -> Result<()> {
+        self.words.fill(NO_ROW);
+        self.lines.fill(u32::MAX);
+        self.number = number;
+        draw(table, number, &mut self.next_negatives);
+        self.fill(stream, self.centres + self.window)
+    }
+
+    /// On to the next block; returns whether it has a word, and its number.
+    pub fn advance(&mut self, stream: &mut WordStream<'_>, table: &AliasTable) -> Result<Option<BlockNumber>> {
+        self.words.copy_within(self.centres.., 0);
+        self.lines.copy_within(self.centres.., 0);
+        self.fill(stream, self.words.len() - self.centres)?;
+        std::mem::swap(&mut self.negatives, &mut self.next_negatives);
+        let number = self.number;
+        self.number = number.next();
+        draw(table, self.number, &mut self.next_negatives);
+        Ok((self.words[self.window] != NO_ROW).then_some(number))
+    }
+
+    fn fill(&mut self, stream: &mut WordStream<'_>, from: usize) -> Result<()> {
+        for (word, line) in self.words[from..].iter_mut().zip(&mut self.lines[from..]) {
+            (*word, *line) = stream.next()?.unwrap_or((NO_ROW, u32::MAX));
+        }
+        Ok(())
+    }
+
+    /// The centre words.
+    pub fn centres(&self) -> &[u32] {
+        &self.words[self.window..][..self.centres]
+    }
+
+    /// All words that windows reach, the centres in their midst.
+    pub fn contexts(&self) -> &[u32] {
+        &self.words[..self.centres + 2 * self.window]
+    }
+
+    /// The centres of the next block.
+    pub fn next_centres(&self) -> &[u32] {
+        &self.words[self.window + self.centres..][..self.centres]
+    }
+
+    /// The words that windows of the next block reach, and none of this block does.
+    pub fn next_contexts(&self) -> &[u32] {
+        &self.words[self.words.len() - self.centres..]
+    }
+
+    /// The words that serve as negatives.
+    pub fn negatives(&self) -> &[u32] {
+        &self.negatives
+    }
+
+    /// The negatives of the next block.
+    pub fn next_negatives(&self) -> &[u32] {
+        &self.next_negatives
+    }
+
+    /// Draws the windows of block `number`: row i of `weights` has 1 where a context counts as a pair of centre i, else
+    /// 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may reach.
+    pub fn pairs(&self, number: BlockNumber, weights: &mut [f32], band: usize, tile: usize) {
+        let stream = number.stream(Purpose::Windows);
+        let mut words = [0; 4];
+        for (centre, weights) in weights.chunks_exact_mut(band).enumerate() {
+            if centre % 4 == 0 {
+                words = stream.block((centre / 4) as u32);
+            }
+            let width = 1 + ((u64::from(words[centre % 4]) * self.window as u64) >> 32) as usize;
+            let first = centre / tile * tile;
+            let position = centre + self.window;
+            weights.fill(0.0);
+            let line = self.lines[position];
+            if line == u32::MAX {
+                continue;
+            }
+            let reach = position - width..position + width + 1;
+            for (weight, &other) in weights[reach.start - first..].iter_mut().zip(&self.lines[reach]) {
+                *weight = if other == line { 1.0 } else { 0.0 };
+            }
+            weights[position - first] = 0.0;
+        }
+    }
+}
+
+fn draw(table: &AliasTable, number: BlockNumber, negatives: &mut [u32]) {
+    let stream = number.stream(Purpose::Negatives);
+    for (block, negatives) in negatives.chunks_mut(2).enumerate() {
+        let words = stream.block(block as u32);
+        for (negative, words) in negatives.iter_mut().zip(words.chunks(2)) {
+            *negative = table.draw(words[0], words[1]);
+        }
+    }
+}

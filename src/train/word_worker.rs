@@ -1,0 +1,318 @@
+//! A worker of word embedding training: its part of the text, its block, and its share of the updates.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicU32;
+
+use crate::config::{WordObjective, WordTrainingConfig};
+use crate::data::{AliasTable, TextFiles, WordStream, WordVocabulary};
+use crate::kernels::elementwise::axpy;
+use crate::models::skip_gram::block::{Block, BlockLoss};
+use crate::models::skip_gram::rows::{Frozen, Racing};
+use crate::models::skip_gram::windows::BlockNumber;
+use crate::parallel::{for_each_indexed, part_of};
+use crate::{Error, Result};
+
+/// What all workers look at.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    corpus: &'a TextFiles,
+    vocabulary: &'a WordVocabulary,
+    /// The settings, with the block that [`stable_block`] allows.
+    config: WordTrainingConfig,
+    keep: Vec<f32>,
+    negatives: AliasTable,
+    /// For each worker and each table, the end of the rows it updates: even shares of the expected updates.
+    input_ends: Vec<u32>,
+    output_ends: Vec<u32>,
+}
+
+impl<'a> Shared<'a> {
+    pub fn new(vocabulary: &'a WordVocabulary, config: &'a WordTrainingConfig, corpus: &'a TextFiles) -> Self {
+        let keep = vocabulary.keep_probabilities(config.sample);
+        let kept: Vec<f64> =
+            vocabulary.counts().iter().zip(&keep).map(|(&count, &keep)| count as f64 * f64::from(keep)).collect();
+        let drawn: Vec<f64> =
+            vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
+        let (all_kept, all_drawn): (f64, f64) = (kept.iter().sum(), drawn.iter().sum());
+        let config = WordTrainingConfig { block: stable_block(config, &kept), ..config.clone() };
+        let reach = (config.block + 2 * config.window) as f64;
+        let (positive_input, positive_output) = match config.objective {
+            WordObjective::SkipGram => (config.block as f64, reach),
+            WordObjective::Cbow => (reach, config.block as f64),
+        };
+        let rate =
+            |id: usize, positive: f64, negative: f64| positive * kept[id] / all_kept + negative * drawn[id] / all_drawn;
+        let (workers, rows) = (config.workers, vocabulary.len());
+        let input_ends = ends_of_shares(workers, rows, |id| rate(id, positive_input, 0.0));
+        let shared_negatives = config.shared_negatives as f64;
+        let output_ends = ends_of_shares(workers, rows, |id| rate(id, positive_output, shared_negatives));
+        Self { corpus, vocabulary, config, negatives: AliasTable::new(&drawn), input_ends, output_ends, keep }
+    }
+}
+
+/// The block size, lowered where few words make up the text.
+///
+/// The updates of a round, a block a worker, are made at tables that do not know of each other. With Σ p² the probability
+/// that two words of the text are the same, a word meets block·workers·Σ p² further updates of its own row; from about 2
+/// on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
+fn stable_block(config: &WordTrainingConfig, kept: &[f64]) -> usize {
+    let total: f64 = kept.iter().sum();
+    let repetition: f64 = kept.iter().map(|count| (count / total).powi(2)).sum();
+    let most = 1.0 / (repetition * config.workers as f64);
+    config.block.min(most as usize).max(1)
+}
+
+/// Cuts `0..rows` into contiguous shares of about the same sum of weights; returns their ends.
+fn ends_of_shares(shares: usize, rows: usize, weight: impl Fn(usize) -> f64) -> Vec<u32> {
+    let total: f64 = (0..rows).map(&weight).sum();
+    let (mut ends, mut sum) = (Vec::with_capacity(shares), 0.0);
+    for row in 0..rows {
+        sum += weight(row);
+        while ends.len() + 1 < shares && sum >= total * (ends.len() + 1) as f64 / shares as f64 {
+            ends.push(row as u32 + 1);
+        }
+    }
+    ends.resize(shares, rows as u32);
+    ends
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(super) struct WordWorker<'a> {
+    shared: &'a Shared<'a>,
+    index: usize,
+    stream: WordStream<'a>,
+    block: Block,
+    /// The epoch to begin when the text is at its end; the number of epochs once all are done.
+    next_epoch: u64,
+    bytes: Range<u64>,
+    state: State,
+    learning_rate: f32,
+    /// Since the last report, and of this epoch.
+    loss: BlockLoss,
+    pub epoch_loss: BlockLoss,
+    error: Option<Error>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Between two epochs.
+    AtEnd,
+    /// The block has a gradient.
+    Computed,
+    /// All epochs are done, or reading failed.
+    Finished,
+}
+
+impl<'a> WordWorker<'a> {
+    pub fn new(shared: &'a Shared<'a>, index: usize) -> Self {
+        let Shared { corpus, vocabulary, config, keep, .. } = shared;
+        let bytes = part_of(corpus.total_bytes() as usize, 1, index, config.workers);
+        let bytes = bytes.start as u64..bytes.end as u64;
+        Self {
+            shared,
+            index,
+            stream: WordStream::new(corpus, vocabulary, keep, bytes.clone(), config.seed),
+            block: Block::new(config),
+            next_epoch: 0,
+            bytes,
+            state: State::AtEnd,
+            learning_rate: 0.0,
+            loss: BlockLoss::default(),
+            epoch_loss: BlockLoss::default(),
+            error: None,
+        }
+    }
+
+    /// Goes on to the next block, in the next epoch if need be; returns its number if there is any.
+    fn next_block(&mut self) -> Result<Option<BlockNumber>> {
+        let (config, negatives) = (&self.shared.config, &self.shared.negatives);
+        loop {
+            if self.state != State::AtEnd
+                && let Some(number) = self.block.windows.advance(&mut self.stream, negatives)?
+            {
+                self.learning_rate = self.learning_rate() as f32;
+                return Ok(Some(number));
+            }
+            if self.next_epoch == config.epochs {
+                return Ok(None);
+            }
+            let epoch = self.next_epoch;
+            self.next_epoch += 1;
+            self.epoch_loss = BlockLoss::default();
+            self.stream.restart(epoch)?;
+            let number = BlockNumber { seed: config.seed, worker: self.index, epoch, block: 0 };
+            self.block.windows.start(&mut self.stream, negatives, number)?;
+            self.state = State::Computed;
+        }
+    }
+
+    /// Computes the next block's gradient at the tables, if there is a next block.
+    fn compute(&mut self, input: &[f32], output: &[f32]) {
+        let dim = self.shared.config.dim;
+        self.step(|block, number| block.compute(number, Frozen { values: input, dim }, Frozen { values: output, dim }));
+    }
+
+    /// Computes the next block's gradient, and updates the tables while other workers do so too; returns whether there
+    /// was a block.
+    pub fn race(&mut self, input: &[AtomicU32], output: &[AtomicU32], dim: usize) -> bool {
+        let (input, output) = (Racing { values: input, dim }, Racing { values: output, dim });
+        self.step(|block, number| block.compute(number, input, output));
+        if self.state != State::Computed {
+            return false;
+        }
+        let factor = -self.learning_rate;
+        self.block.input_update().for_each(0..u32::MAX, |row, gradient| input.add(row, factor, gradient));
+        for update in self.block.output_updates() {
+            update.for_each(0..u32::MAX, |row, gradient| output.add(row, factor, gradient));
+        }
+        true
+    }
+
+    fn step(&mut self, compute: impl FnOnce(&mut Block, BlockNumber) -> BlockLoss) {
+        if self.state == State::Finished {
+            return;
+        }
+        match self.next_block() {
+            Ok(Some(number)) => {
+                let BlockLoss { loss, pairs } = compute(&mut self.block, number);
+                for sum in [&mut self.loss, &mut self.epoch_loss] {
+                    sum.loss += loss;
+                    sum.pairs += pairs;
+                }
+            }
+            Ok(None) => self.state = State::Finished,
+            Err(error) => {
+                self.state = State::Finished;
+                self.error = Some(error);
+            }
+        }
+    }
+
+    /// Makes the updates of this worker's last block that fall on the given rows.
+    fn update(&self, share: &mut Share<'_>) {
+        if self.state != State::Computed {
+            return;
+        }
+        let (dim, factor) = (self.shared.config.dim, -self.learning_rate);
+        let add = |table: &mut [f32], first: u32, row: u32, gradient: &[f32]| {
+            axpy(&mut table[(row - first) as usize * dim..][..dim], factor, gradient);
+        };
+        let Share { input, output, input_rows, output_rows } = share;
+        self.block
+            .input_update()
+            .for_each(input_rows.clone(), |row, gradient| add(input, input_rows.start, row, gradient));
+        for update in self.block.output_updates() {
+            update.for_each(output_rows.clone(), |row, gradient| add(output, output_rows.start, row, gradient));
+        }
+    }
+
+    /// Words of the corpus read so far.
+    pub fn words(&self) -> u64 {
+        self.stream.words()
+    }
+
+    /// The share of all epochs that this worker has read of its part.
+    pub fn done(&self) -> f64 {
+        let length = (self.bytes.end - self.bytes.start).max(1) as f64;
+        let read = self.stream.position().clamp(self.bytes.start, self.bytes.end) - self.bytes.start;
+        (self.next_epoch.saturating_sub(1) as f64 + read as f64 / length) / self.shared.config.epochs as f64
+    }
+
+    /// The learning rate at this moment.
+    pub fn learning_rate(&self) -> f64 {
+        let WordTrainingConfig { learning_rate, minimum_learning_rate, .. } = self.shared.config;
+        (learning_rate * (1.0 - self.done())).max(minimum_learning_rate)
+    }
+
+    /// The loss since this was last called.
+    pub fn take_loss(&mut self) -> BlockLoss {
+        std::mem::take(&mut self.loss)
+    }
+
+    pub fn finished(&self) -> bool {
+        self.state == State::Finished
+    }
+
+    pub fn failed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    pub fn take_error(&mut self) -> Result<()> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+}
+
+/// Rows of both tables that one worker updates.
+struct Share<'t> {
+    input: &'t mut [f32],
+    output: &'t mut [f32],
+    input_rows: Range<u32>,
+    output_rows: Range<u32>,
+}
+
+/// Computes one block on every worker, then makes all their updates.
+pub(super) fn deterministic_round(
+    shared: &Shared<'_>,
+    workers: &mut [WordWorker<'_>],
+    input: &mut [f32],
+    output: &mut [f32],
+) {
+    for_each_indexed(workers, &|_, worker| worker.compute(input, output));
+    let rows = shared.vocabulary.len() as u32;
+    let share = Share { input, output, input_rows: 0..rows, output_rows: 0..rows };
+    update_shares(shared, workers, share, 0..workers.len());
+}
+
+/// Splits `share` into those of the workers in `part`, which make the updates of `workers` in their order.
+fn update_shares(shared: &Shared<'_>, workers: &[WordWorker<'_>], mut share: Share<'_>, part: Range<usize>) {
+    if part.len() == 1 {
+        workers.iter().for_each(|worker| worker.update(&mut share));
+        return;
+    }
+    let middle = part.start + part.len() / 2;
+    let (input_middle, output_middle) = (shared.input_ends[middle - 1], shared.output_ends[middle - 1]);
+    let dim = shared.config.dim;
+    let Share { input, output, input_rows, output_rows } = share;
+    let (input_left, input_right) = input.split_at_mut((input_middle - input_rows.start) as usize * dim);
+    let (output_left, output_right) = output.split_at_mut((output_middle - output_rows.start) as usize * dim);
+    let left = Share {
+        input: input_left,
+        output: output_left,
+        input_rows: input_rows.start..input_middle,
+        output_rows: output_rows.start..output_middle,
+    };
+    let right = Share {
+        input: input_right,
+        output: output_right,
+        input_rows: input_middle..input_rows.end,
+        output_rows: output_middle..output_rows.end,
+    };
+    rayon::join(
+        || update_shares(shared, workers, left, part.start..middle),
+        || update_shares(shared, workers, right, middle..part.end),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_the_rows_with_about_the_same_weight() {
+        assert_eq!(ends_of_shares(3, 6, |_| 1.0), [2, 4, 6]);
+        assert_eq!(ends_of_shares(2, 4, |row| [8.0, 1.0, 1.0, 1.0][row]), [1, 4]);
+        assert_eq!(ends_of_shares(4, 2, |row| [9.0, 1.0][row]), [1, 1, 1, 2]);
+        assert_eq!(ends_of_shares(3, 1, |_| 1.0), [1, 1, 1]);
+    }
+
+    #[test]
+    fn blocks_are_small_where_words_are_few() {
+        let block = |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept);
+        assert_eq!(block(1, &[5.0]), 1);
+        assert_eq!(block(4, &[5.0]), 1);
+        assert_eq!(block(1, &[1.0; 30]), 30);
+        assert_eq!(block(2, &[1.0; 30]), 15);
+        assert_eq!(block(2, &[1.0; 1000]), 48);
+    }
+}

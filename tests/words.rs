@@ -1,0 +1,216 @@
+//! Training of word embeddings, from text to vectors.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::data::{InvalidUtf8, TextFiles, TextOptions, WordSplit, WordVocabulary};
+use cllm::export::word2vec;
+use cllm::rng::{Purpose, Stream};
+use cllm::train::{WordSummary, WordTrainer};
+use cllm::{Error, Result};
+
+struct Run {
+    trainer: WordTrainer,
+    summary: WordSummary,
+}
+
+fn collect(path: &Path, content: &[u8]) -> TextFiles {
+    std::fs::write(path, content).unwrap();
+    TextFiles::collect(&[path], &TextOptions::default()).unwrap()
+}
+
+fn train(content: &[u8], minimum_count: u64, config: WordTrainingConfig) -> Result<Run> {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = collect(&folder.path().join("text"), content);
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, minimum_count)?;
+    let mut trainer = WordTrainer::new(vocabulary, config)?;
+    let summary = trainer.run(&corpus, |_| ControlFlow::Continue(()))?;
+    Ok(Run { trainer, summary })
+}
+
+/// Lines of words from one of four topics of ten words each.
+fn topics(lines: u64) -> String {
+    let stream = Stream::new(7, Purpose::Caller, 0);
+    let mut text = String::new();
+    for line in 0..lines {
+        let topic = stream.below(20 * line, 4);
+        for word in 1..16 {
+            text += &format!("t{topic}w{} ", stream.below(20 * line + word, 10));
+        }
+        text += "\n";
+    }
+    text
+}
+
+fn config() -> WordTrainingConfig {
+    WordTrainingConfig { dim: 20, sample: 0.0, epochs: 4, ..Default::default() }
+}
+
+/// The share of words whose nearest other word, by cosine, is of their topic.
+fn purity(trainer: &WordTrainer) -> f64 {
+    let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
+    let topic = |id: usize| vocabulary.word(id as u32).split('w').next().unwrap().to_owned();
+    let cosine = |a: usize, b: usize| {
+        let (a, b) = (vectors.row(a), vectors.row(b));
+        a.dot(&b) / (a.dot(&a) * b.dot(&b)).sqrt()
+    };
+    let words = vocabulary.len();
+    let nearest =
+        |id: usize| (0..words).filter(|&other| other != id).max_by(|&a, &b| cosine(id, a).total_cmp(&cosine(id, b)));
+    (0..words).filter(|&id| topic(id) == topic(nearest(id).unwrap())).count() as f64 / words as f64
+}
+
+#[test]
+fn planted_clusters_are_recovered() {
+    let text = topics(1500);
+    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+        for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 3), (WorkerMode::Async, 2)]
+        {
+            let run = train(
+                text.as_bytes(),
+                1,
+                WordTrainingConfig { objective, mode, workers, learning_rate: 0.05, ..config() },
+            )
+            .unwrap();
+            assert_eq!(run.trainer.vocabulary().len(), 40);
+            assert_eq!(run.summary.words, 4 * 1500 * 15);
+            let purity = purity(&run.trainer);
+            assert!(purity > 0.95, "{objective:?}, {mode:?}, {workers} workers: {purity}");
+            // Untrained vectors score ln 2 on the positive pair and on each of its five negatives.
+            assert!(run.summary.loss < 0.8 * 6.0 * std::f64::consts::LN_2, "{:?}", run.summary);
+        }
+    }
+}
+
+#[test]
+fn a_deterministic_run_has_the_same_bits_twice() {
+    let text = topics(200);
+    for workers in [1, 2, 3] {
+        let vectors = |seed| {
+            let run =
+                train(text.as_bytes(), 1, WordTrainingConfig { workers, seed, sample: 1e-2, ..config() }).unwrap();
+            assert!(run.trainer.model().output_vectors().iter().any(|&value| value != 0.0));
+            run.trainer.model().vectors().to_owned()
+        };
+        assert_eq!(vectors(1), vectors(1), "{workers} workers");
+        assert_ne!(vectors(1), vectors(2), "{workers} workers");
+    }
+}
+
+#[test]
+fn rare_words_are_left_out_and_a_corpus_of_them_is_refused() {
+    let run = train(b"x x x y y z\n", 2, config()).unwrap();
+    let vocabulary = run.trainer.vocabulary();
+    assert_eq!((vocabulary.len(), vocabulary.word(0), vocabulary.counts()), (2, "x", &[3, 2][..]));
+    assert_eq!((vocabulary.id("y"), vocabulary.id("z"), vocabulary.corpus_words()), (Some(1), None, 6));
+    let error = train(b"x y z\n", 2, config()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::NoWords { words: 3, minimum_count: 2, .. }), "{error}");
+    let error = train(b"\n \r\n", 1, config()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::NoWords { words: 0, .. }), "{error}");
+}
+
+#[test]
+fn odd_texts_are_read_as_documented() {
+    // A vocabulary of one word; one word in all, so that there is no pair.
+    for text in ["one ".repeat(500), "one".to_owned()] {
+        for workers in [1, 3] {
+            let run = train(text.as_bytes(), 1, WordTrainingConfig { workers, ..config() }).unwrap();
+            assert_eq!(run.trainer.vocabulary().len(), 1);
+            assert!(run.trainer.model().vectors().iter().all(|value| value.is_finite()));
+            assert_eq!(run.summary.loss.is_nan(), text == "one");
+        }
+    }
+    // Empty lines, CRLF and NULs separate; the words are the same as those of a plain text, and so are the lines.
+    let plain = train(b"a b c\nb c d\n", 1, config()).unwrap();
+    let odd = train(b"\n\na b\0c\r\n\r\n\nb\t c d", 1, config()).unwrap();
+    assert_eq!(odd.trainer.vocabulary().counts(), plain.trainer.vocabulary().counts());
+    assert_eq!(odd.trainer.model().vectors(), plain.trainer.model().vectors());
+    // A line of a megabyte is one line.
+    let long = train("u v w ".repeat(170_000).as_bytes(), 1, WordTrainingConfig { epochs: 1, workers: 2, ..config() })
+        .unwrap();
+    assert_eq!(long.summary.words, 510_000);
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused_or_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    let corpus = collect(&path, b"good b\xff\xffd good\n");
+    let error = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap_err();
+    assert!(matches!(error, Error::InvalidUtf8 { offset: 6, value: 0xff, .. }), "{error}");
+    let options = TextOptions { invalid_utf8: InvalidUtf8::Replace, ..Default::default() };
+    let vocabulary =
+        WordVocabulary::build(&TextFiles::collect(&[path], &options).unwrap(), WordSplit::Blanks, 1).unwrap();
+    assert_eq!((vocabulary.len(), vocabulary.word(0)), (1, "good"));
+}
+
+#[test]
+fn the_callback_stops_a_run_and_a_missing_file_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    let corpus = collect(&path, topics(30_000).as_bytes());
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+        let mut trainer =
+            WordTrainer::new(vocabulary.clone(), WordTrainingConfig { mode, workers: 2, ..config() }).unwrap();
+        let mut reports = Vec::new();
+        let summary = trainer.run(&corpus, |progress| {
+            reports.push(*progress);
+            if reports.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let summary = summary.unwrap();
+        assert!(summary.stopped && summary.words < 4 * 450_000, "{summary:?}");
+        assert!(
+            reports[0].done < reports[1].done && reports[0].learning_rate > reports[1].learning_rate,
+            "{reports:?}"
+        );
+    }
+    std::fs::remove_file(&path).unwrap();
+    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+        let mut trainer =
+            WordTrainer::new(vocabulary.clone(), WordTrainingConfig { mode, workers: 2, ..config() }).unwrap();
+        let error = trainer.run(&corpus, |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error}");
+    }
+}
+
+#[test]
+fn settings_outside_their_domain_are_refused() {
+    let refused = |config: WordTrainingConfig| matches!(config.validate(), Err(Error::InvalidConfig { .. }));
+    assert!(!refused(config()));
+    for name in ["dim", "window", "block", "workers"] {
+        let mut wrong = config();
+        *match name {
+            "dim" => &mut wrong.dim,
+            "window" => &mut wrong.window,
+            "block" => &mut wrong.block,
+            _ => &mut wrong.workers,
+        } = 0;
+        assert!(refused(wrong), "{name} = 0");
+    }
+    assert!(refused(WordTrainingConfig { shared_negatives: 24, ..config() }));
+    assert!(refused(WordTrainingConfig { learning_rate: f64::NAN, ..config() }));
+    assert!(refused(WordTrainingConfig { epochs: 0, ..config() }));
+}
+
+#[test]
+fn files_of_word2vec_hold_every_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = train(b"x x x y y z\n", 1, WordTrainingConfig { dim: 3, ..config() }).unwrap();
+    let (vocabulary, vectors) = (run.trainer.vocabulary(), run.trainer.model().vectors());
+    let (text, binary) = (folder.path().join("text"), folder.path().join("binary"));
+    word2vec::write_text(&text, vocabulary, vectors).unwrap();
+    word2vec::write_binary(&binary, vocabulary, vectors).unwrap();
+    let (mut expected_text, mut expected_binary) = ("3 3\n".to_owned(), b"3 3\n".to_vec());
+    for (word, row) in ["x", "y", "z"].iter().zip(vectors.rows()) {
+        expected_text += &format!("{word} {} {} {}\n", row[0], row[1], row[2]);
+        expected_binary.extend(format!("{word} ").bytes());
+        row.iter().for_each(|value| expected_binary.extend(value.to_le_bytes()));
+        expected_binary.push(b'\n');
+    }
+    assert_eq!(std::fs::read_to_string(text).unwrap(), expected_text);
+    assert_eq!(std::fs::read(binary).unwrap(), expected_binary);
+    let error = word2vec::write_text(folder.path().join("short"), vocabulary, vectors.slice(ndarray::s![..2, ..]));
+    assert!(matches!(error, Err(Error::Shape { .. })));
+}
