@@ -211,6 +211,9 @@ pub enum Error {
         /// The score.
         value: f32,
     },
+    /// LAPACK could not do what was asked.
+    #[error("linear algebra: {0}")]
+    LinearAlgebra(String),
     /// The worker threads could not be started.
     #[error("worker threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),

@@ -51,3 +51,8 @@ pub use config::{OnNonFinite, Optimizer, Preset, Schedule, Sharding, TrainingCon
 pub use error::{Error, Result};
 pub use models::transformer::Transformer;
 pub use train::Trainer;
+
+/// The programs in the README, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -141,7 +141,7 @@ mod tests {
                 for part in 0..parts {
                     let range = part_of(length, 8, part, parts);
                     assert_eq!(range.start, next);
-                    assert!(range.start % 8 == 0 || range.start == length);
+                    assert!(range.start.is_multiple_of(8) || range.start == length);
                     next = range.end;
                 }
                 assert_eq!(next, length);

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 ///
 /// Without any flag: a small model, for about two minutes, on Rust sources that Cargo has downloaded.
 #[derive(Parser)]
+// A flag given twice means its last value, so that scripts can add to a command line.
+#[command(args_override_self = true, allow_negative_numbers = true)]
 pub struct Flags {
     /// Text files, or folders of them [default: Rust sources in the Cargo registry]
     #[arg(long, num_args = 1.., value_name = "PATH")]

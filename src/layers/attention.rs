@@ -228,10 +228,9 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
         for sequence in 0..views.given[0].nrows() / length {
             let rows = sequence * length..(sequence + 1) * length;
             let window = s![rows.clone(), columns.clone()];
-            let [q, k, v, y, dy] = views.given.map(|matrix| matrix.slice_move(window.clone()));
+            let [q, k, v, y, dy] = views.given.map(|matrix| matrix.slice_move(window));
             let [dq, dk, dv] = &mut views.gradients;
-            let (mut dq, mut dk, mut dv) =
-                (dq.slice_mut(window.clone()), dk.slice_mut(window.clone()), dv.slice_mut(window));
+            let (mut dq, mut dk, mut dv) = (dq.slice_mut(window), dk.slice_mut(window), dv.slice_mut(window));
             let log_sum_exp = views.log_sum_exp.slice_move(s![column, rows]);
             let log_sum_exp = log_sum_exp.to_slice().expect("a head's rows are contiguous");
             // The last tile sees every key, so it writes all rows of dK and dV; the tiles before it add to theirs.
@@ -239,8 +238,8 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
                 let write = if tile.end == length { Write::Replace } else { Write::Add };
                 let keys = s![..tile.end, ..];
                 let queries = s![tile.clone(), ..];
-                let (q, dy) = (q.slice(queries.clone()), dy.slice(queries.clone()));
-                for ((dot_product, y), dy) in row_dots.iter_mut().zip(y.slice(queries.clone()).rows()).zip(dy.rows()) {
+                let (q, dy) = (q.slice(queries), dy.slice(queries));
+                for ((dot_product, y), dy) in row_dots.iter_mut().zip(y.slice(queries).rows()).zip(dy.rows()) {
                     *dot_product = dot(y.to_slice().expect("contiguous"), dy.to_slice().expect("contiguous"));
                 }
                 let mut p = tile_view(&mut scores, &tile);

@@ -1,4 +1,4 @@
-//! Token and position embedding: x[b·T + t] = tokens[id(b, t)] + positions[t].
+//! Token and position embedding: `x[b·T + t] = tokens[id(b, t)] + positions[t]`.
 //!
 //! The gather writes straight into the first buffer of the residual stream, which is the batch's persistent cache of
 //! input embeddings: allocated once, refilled each step.

@@ -102,7 +102,10 @@ fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Wr
         c.dim(),
         c.strides()
     );
-    let c_stride = if rows > 1 { c.strides()[0] } else { columns as isize };
+    if rows == 1 {
+        return row_product(alpha, a, (b, b_order, b_stride), write, c);
+    }
+    let c_stride = c.strides()[0];
     let beta = if write == Write::Add { 1.0 } else { 0.0 };
     // SAFETY: the views guarantee that every element addressed by (pointer, dimensions, strides) is inside its array,
     // and C is borrowed mutably, so it overlaps neither A nor B; the dimensions were checked by `gemm`.
@@ -123,6 +126,46 @@ fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Wr
             beta,
             c.as_mut_ptr(),
             blas_int(usize::try_from(c_stride).expect("C has a negative stride")),
+        );
+    }
+}
+
+/// The product of one row, y ← α·Bᵀ·x (+ y): BLAS's matrix product would copy all of B to use it once.
+#[cfg(feature = "blas")]
+fn row_product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    (b, b_order, b_stride): (ArrayView2<'_, f32>, cblas_sys::CBLAS_TRANSPOSE, std::ffi::c_int),
+    write: Write,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
+    use cblas_sys::CBLAS_TRANSPOSE::{CblasNoTrans, CblasTrans};
+    if write == Write::Replace {
+        // Some BLAS multiply by β = 0 here, which would keep a NaN.
+        c.fill(0.0);
+    }
+    // BLAS is told of B as it lies in memory, which is the transpose of what it is asked to multiply by.
+    let (order, rows, columns) = match b_order {
+        CblasNoTrans => (CblasTrans, b.nrows(), b.ncols()),
+        _ => (CblasNoTrans, b.ncols(), b.nrows()),
+    };
+    let step = if a.ncols() == 1 { 1 } else { a.strides()[1] };
+    // SAFETY: as in `product`; x has one element a row of B, y one a column, and neither stride is negative.
+    #[allow(unsafe_code)]
+    unsafe {
+        cblas_sys::cblas_sgemv(
+            cblas_sys::CBLAS_LAYOUT::CblasRowMajor,
+            order,
+            blas_int(rows),
+            blas_int(columns),
+            alpha,
+            b.as_ptr(),
+            b_stride,
+            a.as_ptr(),
+            blas_int(usize::try_from(step).expect("a row has a negative stride")),
+            1.0,
+            c.as_mut_ptr(),
+            1,
         );
     }
 }

@@ -5,6 +5,8 @@ mod core;
 pub mod gemm;
 pub mod profile;
 pub mod self_check;
+#[cfg(feature = "lapack")]
+pub mod spectral;
 pub mod threads;
 
 pub use gemm::{Write, gemm};

@@ -1,6 +1,6 @@
 //! Decoder-only transformer with GPT-2's arithmetic.
 //!
-//! x = tokens[id] + positions[t]; then for each block x ← x + attention(norm(x)) and x ← x + feed-forward(norm(x));
+//! `x = tokens[id] + positions[t]`; then for each block x ← x + attention(norm(x)) and x ← x + feed-forward(norm(x));
 //! at last the scores are norm(x) · tokensᵀ: the token table serves as input embedding and as output similarity.
 //! Dimensions and initialisation are those of Radford et al., "Language models are unsupervised multitask learners"
 //! (2019); names and orientations of the parameters are Hugging Face's.

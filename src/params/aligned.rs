@@ -87,7 +87,7 @@ mod tests {
         for length in [0, 1, 15, 16, 17, 1000] {
             let buffer = AlignedBuffer::zeros(length);
             assert_eq!(&*buffer, vec![0.0; length]);
-            assert!(length == 0 || buffer.as_ptr().addr() % ALIGNMENT == 0);
+            assert!(length == 0 || buffer.as_ptr().addr().is_multiple_of(ALIGNMENT));
         }
     }
 

@@ -10,7 +10,7 @@ use super::report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
 use crate::linalg::self_check::verify_blas;
-use crate::linalg::threads::SingleThreadedBlas;
+use crate::linalg::threads::{SingleThreadedBlas, blas_core_name};
 use crate::models::transformer::{Transformer, view};
 use crate::optim::LearningRate;
 use crate::{Error, Result};
@@ -96,6 +96,15 @@ impl Trainer {
         verify_blas()?;
         // Inside the pool, so that each worker's buffers are first touched by the threads that use them.
         let engine = pool.install(|| Engine::new(model, config));
+        let parameters = engine.model.layout().parameter_count();
+        let sharding = engine.config.effective_sharding(parameters);
+        tracing::info!(
+            parameters,
+            workers = engine.config.workers,
+            ?sharding,
+            blas = blas_core_name(),
+            "trainer built"
+        );
         Ok(Self { engine, pool, _blas: blas })
     }
 
@@ -228,9 +237,12 @@ fn run(
             report.step = engine.steps;
         }
         last = Some(report);
+        tracing::debug!(step = report.step, loss = report.loss, gradient_norm = report.gradient_norm, "step");
         let evaluation = match validation {
             Some(validation) if due(engine.config.evaluation_interval, report.step) => {
-                Some(engine.evaluate(validation, engine.config.evaluation_batches)?)
+                let evaluation = engine.evaluate(validation, engine.config.evaluation_batches)?;
+                tracing::info!(step = report.step, loss = evaluation.loss, "evaluation");
+                Some(evaluation)
             }
             _ => None,
         };
