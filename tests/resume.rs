@@ -155,6 +155,8 @@ fn a_run_folder_has_one_writer() {
     let folder = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (trainer(&training_config()), trainer(&training_config()));
     first.save(folder.path()).unwrap();
+    // The same folder under another path.
+    first.save(folder.path().join("checkpoints/..")).unwrap();
     assert!(matches!(second.save(folder.path()), Err(Error::Locked { process: Some(_), .. })));
     drop(first);
     second.save(folder.path()).unwrap();

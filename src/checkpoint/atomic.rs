@@ -2,7 +2,7 @@
 //!
 //! The content goes to a temporary name in the same folder, is flushed to the disk, and takes its own name by a
 //! rename, after which the folder is flushed too. A reader, or a crash at any moment, sees what was there before or the
-//! whole of the new; what a crash leaves under a temporary name ends in [`PARTIAL`] and belongs to nobody.
+//! whole of the new; what a crash leaves under a temporary name ends in `.partial` and belongs to nobody.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

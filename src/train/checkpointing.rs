@@ -206,6 +206,8 @@ impl Engine {
             return Ok(());
         }
         self.finish_saving()?;
+        // Released first: it may be the same folder under another path.
+        self.saving.saver = None;
         self.saving.saver = Some(Saver::new(RunFolder::open(folder)?));
         (self.saving.started, self.saving.saved) = (None, None);
         Ok(())
