@@ -80,7 +80,7 @@ pub struct Flags {
     #[arg(long, default_value_t = 100)]
     pub warmup: u64,
     /// Decay of matrices, per unit of learning rate
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.01)]
     pub weight_decay: f64,
     /// Decay rate of AdamW's first moment
     #[arg(long, default_value_t = 0.9)]
@@ -101,7 +101,7 @@ pub struct Flags {
     #[arg(long, value_name = "DECAY")]
     pub average: Option<f64>,
     /// Order of the sequences: random, sequential or shuffled
-    #[arg(long, default_value = "random", value_parser = word::<BatchOrder>)]
+    #[arg(long, default_value = "shuffled", value_parser = word::<BatchOrder>)]
     pub order: BatchOrder,
     /// Seed of initial weights, order, dropout and the sample
     #[arg(long, default_value_t = 0)]

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use ndarray::ArrayView2;
 
+use crate::checkpoint::atomic::AtomicFile;
 use crate::data::WordVocabulary;
-use crate::data::atomic_file::AtomicFile;
 use crate::{Error, Result};
 
 /// Writes row i of `vectors` under the i-th word, with as many digits as distinguish the values.
