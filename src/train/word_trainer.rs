@@ -72,7 +72,7 @@ impl WordSummary {
 /// let mut trainer = WordTrainer::new(vocabulary, config)?;
 /// let summary = trainer.run(&corpus, |_| ControlFlow::Continue(()))?;
 /// assert_eq!(summary.words, 2 * 20 * 12);
-/// assert_eq!(trainer.model().vectors().dim(), (9, 16));
+/// assert_eq!(trainer.model().vectors().dim(), (8, 16));
 /// # Ok(())
 /// # }
 /// ```
