@@ -4,7 +4,7 @@
 //! its window, −ln σ(x_i·y_j) − Σ over a few negative words n of ln σ(−x_i·y_n), with x from the input table and y from
 //! the output table. CBOW has in place of x_i the mean of the input vectors in the window, and i in place of j.
 //!
-//! Here [`block`]s of centre words share their negatives, so that everything is a product of small matrices.
+//! Here blocks of centre words share their negatives, so that everything is a product of small matrices.
 
 pub(crate) mod block;
 pub(crate) mod rows;
