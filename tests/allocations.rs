@@ -5,6 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, WordSplit, WordVocabulary};
@@ -68,6 +69,21 @@ fn tokens() -> TokenStore {
     TokenStore::from_tokens(&tokens, 50).unwrap()
 }
 
+/// Runs `measure` and waits for the threads of the trainer that it has dropped: a thread pool does not wait for them, and
+/// they allocate as they end, which the next measurement must not count.
+fn alone(measure: impl FnOnce() -> u64) -> u64 {
+    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count).ok();
+    let before = threads();
+    let allocations = measure();
+    let start = Instant::now();
+    // Where the system does not tell, a second must do.
+    while before.map_or(start.elapsed() < Duration::from_secs(1), |_| threads() > before) {
+        assert!(start.elapsed() < Duration::from_secs(60), "threads of a dropped trainer do not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    allocations
+}
+
 /// Allocations in `MEASURED` warm steps of a run, evaluations included.
 fn in_a_run(config: TrainingConfig, dropout: f32) -> u64 {
     let sequences = config.batch_size * config.accumulation_steps;
@@ -118,7 +134,7 @@ fn warm_steps_allocate_nothing() {
     for workers in [1, 2, 3] {
         for sharding in [Sharding::Sequences, Sharding::Operations] {
             let config = TrainingConfig { workers, sharding, ..base.clone() };
-            let plain = in_a_run(config.clone(), 0.0);
+            let plain = alone(|| in_a_run(config.clone(), 0.0));
             assert_eq!(plain, 0, "{workers} workers by {sharding:?}");
             let everything = TrainingConfig {
                 accumulation_steps: 2,
@@ -130,7 +146,7 @@ fn warm_steps_allocate_nothing() {
                 scores_budget: 1,
                 ..config
             };
-            assert_eq!(in_a_run(everything, 0.1), 0, "{workers} workers by {sharding:?}, every option");
+            assert_eq!(alone(|| in_a_run(everything, 0.1)), 0, "{workers} workers by {sharding:?}, every option");
         }
     }
 
@@ -159,7 +175,7 @@ fn warm_steps_allocate_nothing() {
         for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 2), (WorkerMode::Async, 2)]
         {
             let config = WordTrainingConfig { objective, mode, workers, ..Default::default() };
-            assert_eq!(in_words(&corpus, config), 0, "{objective:?}, {mode:?}, {workers} workers");
+            assert_eq!(alone(|| in_words(&corpus, config)), 0, "{objective:?}, {mode:?}, {workers} workers");
         }
     }
 }
