@@ -1,5 +1,5 @@
 //! cllm trains token embeddings and small language models on the CPU: embeddings and activations in ndarray arrays,
-//! every product in OpenBLAS, hand-written backward passes into workspaces that are allocated once.
+//! large products in OpenBLAS, hand-written backward passes into workspaces that are allocated once.
 //!
 //! Everything it trains is one pipeline:
 //!
