@@ -77,6 +77,26 @@ fn the_same_seed_and_workers_give_the_same_bits() {
 }
 
 #[test]
+fn every_step_and_seed_has_dropout_masks_of_its_own_and_evaluation_has_none() {
+    // A rate too small to move a parameter: only the masks can change the loss of a batch.
+    let config = TrainingConfig { learning_rate: 1e-30, minimum_learning_rate: 0.0, weight_decay: 0.0, ..training() };
+    let batch = batch(|row, column| ((row + 3) * column % 37) as u32);
+    let losses = |dropout: f32, seed: u64| {
+        let model = TransformerConfig { residual_dropout: dropout, ..shape() };
+        let config = TrainingConfig { seed, ..config.clone() };
+        let mut trainer = Trainer::new(Transformer::new(model, 1).unwrap(), config).unwrap();
+        let steps = [trainer.step(&batch).unwrap().loss, trainer.step(&batch).unwrap().loss];
+        (steps, trainer.evaluate(&source(&training())).unwrap().loss)
+    };
+    let (whole, evaluated) = losses(0.0, 0);
+    assert_eq!(whole[0], whole[1]);
+    let (dropped, evaluated_with_dropout) = losses(0.3, 0);
+    assert!(dropped[0] != dropped[1] && dropped[0] != whole[0], "{dropped:?} and {whole:?}");
+    assert!(losses(0.3, 1).0[0] != dropped[0], "another seed has the same masks");
+    assert_eq!(evaluated, evaluated_with_dropout);
+}
+
+#[test]
 fn numbers_of_workers_agree_after_twenty_steps() {
     let dropped =
         TransformerConfig { residual_dropout: 0.1, attention_dropout: 0.1, embedding_dropout: 0.1, ..shape() };
