@@ -39,6 +39,19 @@ pub(crate) trait Target {
 
     fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
+    /// (a₀, b₀, a₁, b₁, …, a₇, b₇) and (a₈, b₈, …, a₁₅, b₁₅).
+    #[inline(always)]
+    fn interleave(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
+        let (mut floats, mut pairs) = ([[0.0; 16]; 2], [[0.0; 16]; 2]);
+        Self::store(a, &mut floats[0]);
+        Self::store(b, &mut floats[1]);
+        for i in 0..16 {
+            pairs[i / 8][2 * (i % 8)] = floats[0][i];
+            pairs[i / 8][2 * (i % 8) + 1] = floats[1][i];
+        }
+        pairs.map(|pair| Self::load(&pair))
+    }
+
     /// a·b + c in each place, as [`multiply_add`](Self::multiply_add).
     fn multiply_add_vectors(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 
@@ -176,6 +189,18 @@ impl Target for WideTarget {
         _mm512_add_ps,
         _mm512_fmadd_ps
     );
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    fn interleave(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
+        // SAFETY: as for `splat`. An index below 16 takes from `a`, another from `b`.
+        unsafe {
+            let first = x86::_mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let second = x86::_mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            [first, second].map(|index| [x86::_mm512_permutex2var_ps(a[0], index, b[0])])
+        }
+    }
 }
 
 /// The widest instruction set that this processor has and `CLLM_KERNELS` allows.
@@ -230,6 +255,20 @@ pub(crate) fn prefetch<X>(slice: &[X]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = slice;
+}
+
+/// Asks the processor to bring the cache line of `at` into its first-level cache, to be written.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub(crate) fn prefetch_for_write(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: as for `prefetch`.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Defines functions whose body is compiled for every instruction set and chosen at run time.

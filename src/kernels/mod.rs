@@ -13,12 +13,14 @@ pub mod gelu;
 pub(crate) mod lanes;
 pub mod layer_norm;
 pub(crate) mod logistic;
+pub(crate) mod packed_product;
 pub mod reduce;
 pub mod sgd;
 pub(crate) mod small_product;
 pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tile;
 pub(crate) mod transpose;
 
 pub use dispatch::{InstructionSet, instruction_set};

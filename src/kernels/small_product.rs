@@ -1,11 +1,9 @@
-//! Products of matrices that fit into the cache, in which BLAS would spend its time on packing and on calls.
-//!
-//! C is computed in tiles of up to 6 rows by up to 4·16 columns (16 where registers are narrower) that stay in
-//! registers over the whole inner dimension: one step takes 6 elements of A and a stretch of a row of B, and adds their
-//! outer product to the tile. Every element is one sum in the order of the inner dimension, whatever the tiling.
+//! Products of small slices that lie in the cache, as they are: nothing is packed or blocked.
+#![allow(unsafe_code)]
 
-use super::dispatch::{Target, kernel};
+use super::dispatch::kernel;
 use super::lanes::LANES;
+use super::tile::{Addend, Factor, Output, product};
 
 /// A matrix of which element (i, j) is `values[i·row_stride + j·column_stride]`; swap the strides for its transpose.
 #[derive(Clone, Copy, Debug)]
@@ -15,87 +13,12 @@ pub(crate) struct Strided<'a> {
     pub column_stride: usize,
 }
 
-/// Runs `$body` for each `$index` below `$limit`, at most 6, unrolled here: LLVM keeps the sums of a tile in registers
-/// only if their indices are constants, and does not reliably unroll loops over so many.
-macro_rules! unroll {
-    ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5) };
-    (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
-        if $number < $limit {
-            let $index = $number;
-            $body
-        }
-    )+};
-}
-
-/// The tile of `ROWS` × `PANELS`·16 at the start of `a`'s rows, `b`'s columns and `c`.
-#[inline(always)]
-fn tile<T: Target, const ROWS: usize, const PANELS: usize>(
-    a: Strided<'_>,
-    (b, b_stride): (&[f32], usize),
-    (c, c_stride): (&mut [f32], usize),
-    inner: usize,
-    accumulate: bool,
-) {
-    let mut sums = [[T::splat(0.0); PANELS]; ROWS];
-    for p in 0..inner {
-        let b = &b[p * b_stride..].as_chunks::<LANES>().0[..PANELS];
-        unroll!(ROWS, row, {
-            let factor = T::splat(a.values[row * a.row_stride + p * a.column_stride]);
-            unroll!(PANELS, panel, {
-                sums[row][panel] = T::multiply_add_vectors(factor, T::load(&b[panel]), sums[row][panel]);
-            });
-        });
-    }
-    unroll!(ROWS, row, {
-        let c = &mut c[row * c_stride..].as_chunks_mut::<LANES>().0[..PANELS];
-        unroll!(PANELS, panel, {
-            let sum = sums[row][panel];
-            T::store(if accumulate { T::add(sum, T::load(&c[panel])) } else { sum }, &mut c[panel]);
-        });
-    });
-}
-
-/// `PANELS`·16 columns of C.
-#[inline(always)]
-fn panels<T: Target, const PANELS: usize>(
-    a: Strided<'_>,
-    (b, b_stride): (&[f32], usize),
-    (c, c_stride): (&mut [f32], usize),
-    (rows, inner): (usize, usize),
-    accumulate: bool,
-) {
-    let mut row = 0;
-    while row < rows {
-        let a = Strided { values: &a.values[row * a.row_stride..], ..a };
-        let c = (&mut c[row * c_stride..], c_stride);
-        let b = (b, b_stride);
-        row += match rows - row {
-            6.. => {
-                tile::<T, 6, PANELS>(a, b, c, inner, accumulate);
-                6
-            }
-            4.. => {
-                tile::<T, 4, PANELS>(a, b, c, inner, accumulate);
-                4
-            }
-            2.. => {
-                tile::<T, 2, PANELS>(a, b, c, inner, accumulate);
-                2
-            }
-            _ => {
-                tile::<T, 1, PANELS>(a, b, c, inner, accumulate);
-                1
-            }
-        };
-    }
-}
-
 kernel! {
     /// C ← A·B, or C ← C + A·B if `accumulate`, with (rows, inner, columns) = `shape`: A is rows × inner, B inner ×
     /// columns and C rows × columns, both row-major with the stride beside them.
     ///
     /// # Panics
-    /// If `columns` is not a multiple of 16, `inner` is 0, or a slice is too short.
+    /// If `columns` is not a multiple of 16, a side is 0, the rows of C overlap, or a slice is too short.
     pub(crate) fn small_product<T>(
         a: Strided<'_>,
         b: (&[f32], usize),
@@ -104,33 +27,25 @@ kernel! {
         accumulate: bool,
     ) {
         let (rows, inner, columns) = shape;
-        assert!(columns.is_multiple_of(LANES) && inner > 0, "small_product: shape {shape:?}");
         let (b, b_stride) = b;
         let (c, c_stride) = c;
-        let mut column = 0;
-        while column < columns {
-            let b = (&b[column..], b_stride);
-            let c = (&mut c[column..], c_stride);
-            let left = (columns - column) / LANES;
-            column += LANES * match left {
-                4.. if T::WIDE => {
-                    panels::<T, 4>(a, b, c, (rows, inner), accumulate);
-                    4
-                }
-                3 if T::WIDE => {
-                    panels::<T, 3>(a, b, c, (rows, inner), accumulate);
-                    3
-                }
-                2 if T::WIDE => {
-                    panels::<T, 2>(a, b, c, (rows, inner), accumulate);
-                    2
-                }
-                _ => {
-                    panels::<T, 1>(a, b, c, (rows, inner), accumulate);
-                    1
-                }
-            };
-        }
+        let is_whole = columns.is_multiple_of(LANES) && rows * inner * columns > 0 && c_stride >= columns;
+        assert!(is_whole, "small_product: shape {shape:?}, stride of C {c_stride}");
+        let ends = [
+            (rows - 1) * a.row_stride + (inner - 1) * a.column_stride + 1,
+            (inner - 1) * b_stride + columns,
+            (rows - 1) * c_stride + columns,
+        ];
+        let lengths = [a.values.len(), b.len(), c.len()];
+        assert!(ends.iter().zip(lengths).all(|(&end, length)| end <= length), "small_product: {ends:?} of {lengths:?}");
+        let a = Factor { start: a.values.as_ptr(), row_stride: a.row_stride, column_stride: a.column_stride };
+        let start = c.as_mut_ptr();
+        let itself = [Addend { start, row_stride: c_stride }];
+        let addends = if accumulate { &itself[..] } else { &[] };
+        let c = Output { start, row_stride: c_stride, addends, at: (0, 0) };
+        let shape = (rows, inner, columns / LANES);
+        // SAFETY: the last elements of all three were just seen to lie inside their slices, and C is borrowed mutably.
+        unsafe { product::<T>(a, (b.as_ptr(), b_stride), c, shape) };
     }
 }
 

@@ -1,27 +1,23 @@
 //! The linear layer: y = x·W + b, with W `inputs × outputs` as GPT-2 stores it.
 //!
-//! The bias rides with the product: every row of y is preset to b, and the product is added to it. BLAS would
-//! otherwise spend the same pass on clearing y.
-//!
 //! Backward: dx = dy·Wᵀ, dW = xᵀ·dy, db = the column sums of dy.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::{slice, slice_mut};
-use crate::kernels::elementwise::{add_with_row, fill_rows, sum_rows};
-use crate::linalg::{Write, gemm};
-use crate::parallel::{Parallelism, for_rows};
+use super::slice;
+use crate::kernels::elementwise::sum_rows;
+use crate::linalg::{Write, affine, gemm};
+use crate::parallel::Parallelism;
 
 /// y ← x·W + b.
 pub fn forward(
     x: ArrayView2<'_, f32>,
     weight: ArrayView2<'_, f32>,
     bias: &[f32],
-    mut y: ArrayViewMut2<'_, f32>,
+    y: ArrayViewMut2<'_, f32>,
     parallelism: Parallelism,
 ) {
-    for_rows(parallelism, y.nrows(), y.view_mut(), &|mut y| fill_rows(slice_mut(&mut y), bias));
-    gemm(1.0, x, weight, Write::Add, y, parallelism);
+    affine(x, weight, bias, None, y, parallelism);
 }
 
 /// y ← residual + x·W + b: a projection back onto the residual stream.
@@ -30,13 +26,10 @@ pub fn forward_residual(
     weight: ArrayView2<'_, f32>,
     bias: &[f32],
     residual: ArrayView2<'_, f32>,
-    mut y: ArrayViewMut2<'_, f32>,
+    y: ArrayViewMut2<'_, f32>,
     parallelism: Parallelism,
 ) {
-    for_rows(parallelism, y.nrows(), (y.view_mut(), residual), &|(mut y, residual)| {
-        add_with_row(slice_mut(&mut y), slice(&residual), bias);
-    });
-    gemm(1.0, x, weight, Write::Add, y, parallelism);
+    affine(x, weight, bias, Some(residual), y, parallelism);
 }
 
 /// dx ← dy·Wᵀ.

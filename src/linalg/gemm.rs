@@ -6,9 +6,11 @@
 //!
 //! BLAS itself runs on one thread (see [`super::threads`]); a product is split over workers into panels of C.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 
 use super::profile::counted;
+pub(crate) use crate::kernels::packed_product::prepare_thread;
+use crate::kernels::packed_product::{Start, is_fast, packed_product};
 use crate::parallel::Parallelism;
 
 /// What a product does with the former content of its output (the β of BLAS).
@@ -20,13 +22,13 @@ pub enum Write {
     Add,
 }
 
-/// Panels begin at multiples of this many rows or columns, which keeps BLAS's register tiles whole.
+/// Panels begin at multiples of this many rows or columns, which keeps register tiles whole.
 const PANEL: usize = 48;
 
 /// C ← α·A·B, or C ← C + α·A·B, with A `m × k`, B `k × n`, C `m × n`; transposed views are taken as they are.
 ///
 /// Split over `parallelism` workers by panels of C along its longer side; the split changes no sum, so results differ
-/// between numbers of workers only as far as BLAS's own blocking depends on the shape.
+/// between numbers of workers only as far as blocking depends on the shape.
 ///
 /// # Panics
 /// If the shapes do not fit, if neither stride of A or B is 1, or if the rows of C are not contiguous.
@@ -39,6 +41,40 @@ pub fn gemm(
     c: ArrayViewMut2<'_, f32>,
     parallelism: Parallelism,
 ) {
+    let start = if write == Write::Add { Start::Output } else { Start::Zero };
+    check_shapes(a, b, &c);
+    split(alpha, a, b, start, c, parallelism.count());
+}
+
+/// C ← A·B + a row that is added to every row (+ a matrix as large as C): a linear layer, with or without the residual
+/// stream that it is added to. As [`gemm`] otherwise.
+///
+/// # Panics
+/// As [`gemm`], and if the shapes of what is added do not fit.
+#[track_caller]
+pub fn affine(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    row: &[f32],
+    matrix: Option<ArrayView2<'_, f32>>,
+    c: ArrayViewMut2<'_, f32>,
+    parallelism: Parallelism,
+) {
+    check_shapes(a, b, &c);
+    let added = matrix.map_or((c.nrows(), row.len()), |matrix| matrix.dim());
+    assert!(
+        added == c.dim() && row.len() == c.ncols(),
+        "affine: {:?} and a row of {} added to {:?}",
+        added,
+        row.len(),
+        c.dim()
+    );
+    let start = matrix.map_or(Start::Row(row), |matrix| Start::RowAndMatrix(row, matrix));
+    split(1.0, a, b, start, c, parallelism.count());
+}
+
+#[track_caller]
+fn check_shapes(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, c: &ArrayViewMut2<'_, f32>) {
     assert!(
         a.ncols() == b.nrows() && a.nrows() == c.nrows() && b.ncols() == c.ncols(),
         "gemm: {:?} · {:?} into {:?}",
@@ -46,14 +82,13 @@ pub fn gemm(
         b.dim(),
         c.dim()
     );
-    split(alpha, a, b, write, c, parallelism.count());
 }
 
 fn split(
     alpha: f32,
     a: ArrayView2<'_, f32>,
     b: ArrayView2<'_, f32>,
-    write: Write,
+    start: Start<'_>,
     c: ArrayViewMut2<'_, f32>,
     workers: usize,
 ) {
@@ -61,28 +96,65 @@ fn split(
     let side = rows.max(columns);
     let middle = (side * (workers / 2) / workers).next_multiple_of(PANEL);
     if workers == 1 || middle >= side {
-        return counted(|| product(alpha, a, b, write, c));
+        return counted(|| product(alpha, a, b, start, c));
     }
     let (left_workers, right_workers) = (workers / 2, workers - workers / 2);
-    if columns >= rows {
-        let (b_left, b_right) = b.split_at(Axis(1), middle);
-        let (c_left, c_right) = c.split_at(Axis(1), middle);
-        rayon::join(
-            || split(alpha, a, b_left, write, c_left, left_workers),
-            || split(alpha, a, b_right, write, c_right, right_workers),
-        );
-    } else {
-        let (a_top, a_bottom) = a.split_at(Axis(0), middle);
-        let (c_top, c_bottom) = c.split_at(Axis(0), middle);
-        rayon::join(
-            || split(alpha, a_top, b, write, c_top, left_workers),
-            || split(alpha, a_bottom, b, write, c_bottom, right_workers),
-        );
+    let axis = Axis(usize::from(columns >= rows));
+    let ((a_left, a_right), (b_left, b_right)) =
+        if columns >= rows { ((a, a), b.split_at(axis, middle)) } else { (a.split_at(axis, middle), (b, b)) };
+    let (c_left, c_right) = c.split_at(axis, middle);
+    let (start_left, start_right) = start.split_at(axis, middle);
+    rayon::join(
+        || split(alpha, a_left, b_left, start_left, c_left, left_workers),
+        || split(alpha, a_right, b_right, start_right, c_right, right_workers),
+    );
+}
+
+fn product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    start: Start<'_>,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
+    if alpha == 1.0 && is_packed(a, b) {
+        return packed_product(a, b, c, start);
     }
+    let write = match start {
+        Start::Zero => Write::Replace,
+        Start::Output => Write::Add,
+        Start::Row(row) => {
+            c.rows_mut().into_iter().for_each(|mut into| into.assign(&ArrayView1::from(row)));
+            Write::Add
+        }
+        Start::RowAndMatrix(row, matrix) => {
+            for (mut into, from) in c.rows_mut().into_iter().zip(matrix.rows()) {
+                into.assign(&from);
+                into += &ArrayView1::from(row);
+            }
+            Write::Add
+        }
+    };
+    library_product(alpha, a, b, write, c);
+}
+
+/// Whether A·B is taken by the crate's own kernel: where it is faster (`benches/products.rs`), which is with a few rows at
+/// least for a panel to serve, and operands that stay in the second-level cache.
+fn is_packed(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> bool {
+    const FEWEST_ROWS: usize = 16;
+    const LARGEST: usize = 1 << 19;
+    let largest_a = if a.strides()[1] == 1 { LARGEST } else { LARGEST / 2 };
+    is_fast() && a.nrows() >= FEWEST_ROWS && (!cfg!(feature = "blas") || a.len() <= largest_a && b.len() <= LARGEST)
 }
 
 #[cfg(feature = "blas")]
-fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, mut c: ArrayViewMut2<'_, f32>) {
+fn library_product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
     let (rows, columns) = c.dim();
     let inner = a.ncols();
     if rows == 0 || columns == 0 {
@@ -192,7 +264,13 @@ fn blas_int(length: usize) -> std::ffi::c_int {
 }
 
 #[cfg(not(feature = "blas"))]
-fn product(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, mut c: ArrayViewMut2<'_, f32>) {
+fn library_product(
+    alpha: f32,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    write: Write,
+    mut c: ArrayViewMut2<'_, f32>,
+) {
     let beta = match write {
         Write::Replace => {
             // Some kernels multiply by β = 0 instead of overwriting, which would keep a NaN.

@@ -9,4 +9,4 @@ pub mod self_check;
 pub mod spectral;
 pub mod threads;
 
-pub use gemm::{Write, gemm};
+pub use gemm::{Write, affine, gemm};

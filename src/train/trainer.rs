@@ -9,6 +9,7 @@ use super::engine::Engine;
 use super::report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
+use crate::linalg::gemm::prepare_thread;
 use crate::linalg::self_check::verify_blas;
 use crate::linalg::threads::{SingleThreadedBlas, blas_core_name};
 use crate::models::transformer::{Transformer, view};
@@ -94,6 +95,7 @@ impl Trainer {
             .build()?;
         let blas = (!config.keep_blas_threads).then(SingleThreadedBlas::acquire);
         verify_blas()?;
+        pool.broadcast(|_| prepare_thread());
         // Inside the pool, so that each worker's buffers are first touched by the threads that use them.
         let engine = pool.install(|| Engine::new(model, config));
         let parameters = engine.model.layout().parameter_count();

@@ -1,0 +1,259 @@
+//! Matrix products of any size: B is copied, panel by panel, into a buffer that stays in the first two caches while the
+//! rows of A pass by.
+//!
+//! A panel is up to [`INNER`] rows by [`COLUMNS`] columns. Packing makes its rows contiguous, whatever B's strides, turns a
+//! transposed B around, and fills the last columns up with zeros. This is the scheme of Goto and van de Geijn, "Anatomy of
+//! high-performance matrix multiplication" (2008), but A is read where it lies: where the sides are some hundreds, packing
+//! A costs more than it gains, and that is what makes this faster there than a BLAS that is made for large matrices
+//! (`benches/products.rs`).
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+
+use super::dispatch::{InstructionSet, Target, instruction_set, kernel};
+use super::lanes::{LANES, Lanes};
+use super::tile::{Addend, Factor, Output, WIDEST, product};
+use crate::params::AlignedBuffer;
+
+/// Rows of B in a panel, and columns of it.
+const INNER: usize = 256;
+const COLUMNS: usize = WIDEST * LANES;
+
+/// Rows of A that pass by before the next panel is packed: they stay in the second-level cache from one panel to the
+/// next, or in the buffer for strips.
+const ROWS: usize = 768;
+
+/// Rows of the highest tile.
+const HIGHEST: usize = 12;
+
+thread_local! {
+    static PANEL: RefCell<Option<AlignedBuffer>> = const { RefCell::new(None) };
+}
+
+/// Runs `run` with this thread's panel.
+fn with_panel<R>(run: impl FnOnce(&mut [f32]) -> R) -> R {
+    PANEL.with_borrow_mut(|panel| run(panel.get_or_insert_with(|| AlignedBuffer::zeros(INNER * COLUMNS))))
+}
+
+/// Allocates this thread's panel, which its first product would otherwise do.
+pub(crate) fn prepare_thread() {
+    if is_fast() {
+        with_panel(|_| ());
+    }
+}
+
+/// Whether the tiles have the registers that make them fast.
+#[must_use]
+pub(crate) fn is_fast() -> bool {
+    instruction_set() == InstructionSet::Avx512
+}
+
+/// What is added to a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start<'a> {
+    /// Nothing: C is overwritten, whatever it held.
+    Zero,
+    /// What C holds.
+    Output,
+    /// A row, to every row of C.
+    Row(&'a [f32]),
+    /// A row, and a matrix as large as C.
+    RowAndMatrix(&'a [f32], ArrayView2<'a, f32>),
+}
+
+impl<'a> Start<'a> {
+    /// The parts that belong to the rows, or columns, of C before and from `index` on.
+    pub fn split_at(self, axis: Axis, index: usize) -> (Self, Self) {
+        let split_row = |row: &'a [f32]| if axis == Axis(1) { row.split_at(index) } else { (row, row) };
+        match self {
+            Self::Zero | Self::Output => (self, self),
+            Self::Row(row) => {
+                let (before, after) = split_row(row);
+                (Self::Row(before), Self::Row(after))
+            }
+            Self::RowAndMatrix(row, matrix) => {
+                let (rows, matrices) = (split_row(row), matrix.split_at(axis, index));
+                (Self::RowAndMatrix(rows.0, matrices.0), Self::RowAndMatrix(rows.1, matrices.1))
+            }
+        }
+    }
+}
+
+/// C ← A·B + `start`, with A `m × k`, B `k × n`, C `m × n`.
+///
+/// # Panics
+/// If the shapes do not fit, a stride is negative, or the rows of C or of a matrix to add are not contiguous.
+#[track_caller]
+pub(crate) fn packed_product(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    mut c: ArrayViewMut2<'_, f32>,
+    start: Start<'_>,
+) {
+    let ((rows, inner), columns) = (a.dim(), b.ncols());
+    let (row, matrix) = match start {
+        Start::Zero | Start::Output => (None, None),
+        Start::Row(row) => (Some(row), None),
+        Start::RowAndMatrix(row, matrix) => (Some(row), Some(matrix)),
+    };
+    assert!(
+        b.nrows() == inner
+            && c.dim() == (rows, columns)
+            && row.is_none_or(|row| row.len() == columns)
+            && matrix.is_none_or(|matrix| matrix.dim() == c.dim()),
+        "packed_product: {:?} · {:?} into {:?}, to which is added a row of {:?} and a matrix of {:?}",
+        a.dim(),
+        b.dim(),
+        c.dim(),
+        row.map(<[f32]>::len),
+        matrix.map(|matrix| matrix.dim())
+    );
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    // The stride of a side of length 1 is never used, and may be anything.
+    let stride = |stride: isize, length: usize, unused: usize| {
+        if length <= 1 { unused } else { usize::try_from(stride).expect("packed_product: a stride is negative") }
+    };
+    let factor = |view: &ArrayView2<'_, f32>| Factor {
+        start: view.as_ptr(),
+        row_stride: stride(view.strides()[0], view.nrows(), view.ncols()),
+        column_stride: stride(view.strides()[1], view.ncols(), 1),
+    };
+    let row_stride = |strides: &[isize]| {
+        assert!(columns == 1 || strides[1] == 1, "packed_product: rows with strides {strides:?} are not contiguous");
+        stride(strides[0], rows, columns)
+    };
+    let c_start = c.as_mut_ptr();
+    let output = Addend { start: c_start, row_stride: row_stride(c.strides()) };
+    let row = row.map(|row| Addend { start: row.as_ptr(), row_stride: 0 });
+    let matrix =
+        matrix.as_ref().map(|matrix| Addend { start: matrix.as_ptr(), row_stride: row_stride(matrix.strides()) });
+    let addends = [row.unwrap_or(output), matrix.unwrap_or(output)];
+    let addends = match start {
+        Start::Zero => &[],
+        Start::Output | Start::Row(_) => &addends[..1],
+        Start::RowAndMatrix(..) => &addends[..],
+    };
+    let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0) };
+    with_panel(|panel| blocks(factor(&a), factor(&b), c, (rows, inner, columns), panel));
+}
+
+kernel! {
+    /// [`packed_product`] on operands that were found to have (rows, inner, columns) = `shape`.
+    fn blocks<T>(a: Factor, b: Factor, c: Output<'_>, shape: (usize, usize, usize), panel: &mut [f32]) {
+        let (rows, inner, columns) = shape;
+        let itself = [Addend { start: c.start, row_stride: c.row_stride }];
+        for row in (0..rows).step_by(ROWS) {
+            // An inner dimension of 0 has a block too, which writes what is to be added.
+            for p in (0..inner.max(1)).step_by(INNER) {
+                let (rows, inner) = (ROWS.min(rows - row), INNER.min(inner - p));
+                let c = if p == 0 { c } else { Output { addends: &itself, ..c } };
+                for column in (0..columns).step_by(COLUMNS) {
+                    let width = COLUMNS.min(columns - column);
+                    // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one.
+                    unsafe {
+                        pack::<T>(b.from(p, column), (inner, width), panel);
+                        multiply::<T>(a.from(row, p), panel, c.from(row, column), (rows, inner, width));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes rows × width elements of `b` to `panel`, rows of a multiple of 16 floats, the last ones zeros.
+///
+/// # Safety
+/// `b` has these elements to read.
+#[inline(always)]
+unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut [f32]) {
+    let padded = width.next_multiple_of(LANES);
+    let full = width - width % LANES;
+    if padded > full {
+        panel.chunks_exact_mut(padded).take(rows).for_each(|row| row[full..].fill(0.0));
+    }
+    // SAFETY: indices are below `rows` and `width`.
+    unsafe {
+        if b.column_stride == 1 {
+            for (p, row) in panel.chunks_exact_mut(padded).take(rows).enumerate() {
+                let from = b.start.add(p * b.row_stride);
+                for (sixteen, into) in row[..full].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                    T::store(T::load(&*from.add(sixteen * LANES).cast::<Lanes>()), into);
+                }
+                for column in full..width {
+                    row[column] = *from.add(column);
+                }
+            }
+            return;
+        }
+        // The rows that make whole squares with the columns before `full` are transposed square by square.
+        let whole = if b.row_stride == 1 { rows - rows % LANES } else { 0 };
+        for column in (0..full).step_by(LANES) {
+            for p in (0..whole).step_by(LANES) {
+                let from = b.start.add(p + column * b.column_stride);
+                transpose_square::<T>((from, b.column_stride), &mut panel[p * padded + column..], padded);
+            }
+        }
+        for (p, row) in panel.chunks_exact_mut(padded).take(rows).enumerate() {
+            for column in if p < whole { full } else { 0 }..width {
+                row[column] = *b.start.add(p * b.row_stride + column * b.column_stride);
+            }
+        }
+    }
+}
+
+/// Transposes 16 × 16 floats: to interleave the first half of an array with its second, element by element, is to rotate
+/// the bits of every index by one, and four such passes exchange the row's number with the column's.
+///
+/// # Safety
+/// 16 rows of 16 floats can be read.
+#[inline(always)]
+unsafe fn transpose_square<T: Target>((from, stride): (*const f32, usize), into: &mut [f32], into_stride: usize) {
+    // SAFETY: as above.
+    let mut rows: [T::Vector; LANES] =
+        std::array::from_fn(|row| T::load(unsafe { &*from.add(row * stride).cast::<Lanes>() }));
+    for _ in 0..4 {
+        let former = rows;
+        for i in 0..LANES / 2 {
+            [rows[2 * i], rows[2 * i + 1]] = T::interleave(former[i], former[i + LANES / 2]);
+        }
+    }
+    for (row, vector) in rows.into_iter().enumerate() {
+        let into = into[row * into_stride..].first_chunk_mut::<LANES>().expect("the panel has room for the square");
+        T::store(vector, into);
+    }
+}
+
+/// C ← A·B + addends, with B packed and (rows, inner, width) = `shape`.
+///
+/// # Safety
+/// `a` and the addends have these elements to read, and `c` to write; nobody else has access to those of `c`.
+#[inline(always)]
+unsafe fn multiply<T: Target>(a: Factor, panel: &[f32], c: Output<'_>, (rows, inner, width): (usize, usize, usize)) {
+    let padded = width.next_multiple_of(LANES);
+    let full = width / LANES;
+    let b = panel.as_ptr();
+    // SAFETY: the panel has `inner` rows of `padded` floats; whole sixteens of C's columns are written in place, the
+    // columns after them by way of a tile that has room for sixteen.
+    unsafe {
+        product::<T>(a, (b, padded), c, (rows, inner, full));
+        if padded == width {
+            return;
+        }
+        let mut tile = [[0.0; LANES]; HIGHEST];
+        for row in (0..rows).step_by(HIGHEST) {
+            let count = HIGHEST.min(rows - row);
+            let into = Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0) };
+            product::<T>(a.from(row, 0), (b.add(full * LANES), padded), into, (count, inner, 1));
+            for (i, sums) in tile[..count].iter().enumerate() {
+                for (column, &sum) in (full * LANES..width).zip(sums) {
+                    let added: f32 = c.added(row + i, column).map(|from| *from).sum();
+                    *c.start.add((row + i) * c.row_stride + column) = sum + added;
+                }
+            }
+        }
+    }
+}

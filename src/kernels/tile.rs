@@ -1,0 +1,224 @@
+//! The micro-kernel of matrix products: a tile of C that stays in registers over the whole inner dimension.
+//!
+//! C ← A·B + addends, which may be C itself, rows of another matrix, or one row for all.
+//!
+//! One step takes an element of each row of A and a stretch of a row of B, and adds their outer product to the tile.
+//! Every element of C is one sum in the order of the inner dimension, whatever the tiling.
+//!
+//! Matrices are pointers and strides here: a window of a wider matrix, such as an attention head, is not a slice, since
+//! another thread may be writing to what lies between its rows.
+#![allow(unsafe_code)]
+
+use super::dispatch::{Target, prefetch_for_write};
+use super::lanes::{LANES, Lanes};
+
+/// Sixteens of columns in the widest tile.
+pub(super) const WIDEST: usize = 4;
+
+/// Element (i, j) lies `i·row_stride + j·column_stride` floats after `start`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Factor {
+    pub start: *const f32,
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl Factor {
+    /// The factor's part from `row` and `column` on.
+    ///
+    /// # Safety
+    /// The factor has that element.
+    #[inline(always)]
+    pub unsafe fn from(self, row: usize, column: usize) -> Self {
+        // SAFETY: the element lies in the same memory, as the caller vouches.
+        Self { start: unsafe { self.start.add(row * self.row_stride + column * self.column_stride) }, ..self }
+    }
+}
+
+/// Rows to add to a product: row i begins `i·row_stride` floats after `start`, so that a stride of 0 adds one row to all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addend {
+    pub start: *const f32,
+    pub row_stride: usize,
+}
+
+/// Where a product is written, and what is added to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output<'a> {
+    pub start: *mut f32,
+    pub row_stride: usize,
+    pub addends: &'a [Addend],
+    /// The row and the column of the addends that belong to `start`.
+    pub at: (usize, usize),
+}
+
+impl Output<'_> {
+    /// The output's part from `row` and `column` on.
+    ///
+    /// # Safety
+    /// The output has that element.
+    #[inline(always)]
+    pub unsafe fn from(self, row: usize, column: usize) -> Self {
+        // SAFETY: the element lies in the same memory, as the caller vouches.
+        let start = unsafe { self.start.add(row * self.row_stride + column) };
+        Self { start, at: (self.at.0 + row, self.at.1 + column), ..self }
+    }
+
+    /// The element of each addend at `row` and `column`.
+    ///
+    /// # Safety
+    /// The output has that element.
+    #[inline(always)]
+    pub unsafe fn added(&self, row: usize, column: usize) -> impl Iterator<Item = *const f32> {
+        let (row, column) = (self.at.0 + row, self.at.1 + column);
+        // SAFETY: the addends have the elements that the output has.
+        self.addends.iter().map(move |addend| unsafe { addend.start.add(row * addend.row_stride + column) })
+    }
+}
+
+/// Runs `$body` for each `$index` below `$limit`, at most 12, unrolled here: LLVM keeps the sums of a tile in registers
+/// only if their indices are constants, and does not reliably unroll loops over so many.
+macro_rules! unroll {
+    ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5 6 7 8 9 10 11) };
+    (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
+        if $number < $limit {
+            let $index = $number;
+            $body
+        }
+    )+};
+}
+
+/// `ROWS` × `SIXTEENS`·16 elements of C ← A·B + addends.
+///
+/// # Safety
+/// `a` has ROWS × `inner` elements to read, `b` `inner` rows of SIXTEENS·16 floats, and `c` and its addends ROWS such rows;
+/// nobody else has access to those of `c`.
+#[inline(always)]
+unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize>(
+    a: Factor,
+    (b, b_stride): (*const f32, usize),
+    c: Output<'_>,
+    inner: usize,
+) {
+    let mut sums = [[T::splat(0.0); SIXTEENS]; ROWS];
+    // What is written at the end may by then have come from memory.
+    unroll!(ROWS, row, {
+        unroll!(SIXTEENS, sixteen, {
+            prefetch_for_write(c.start.wrapping_add(row * c.row_stride + sixteen * LANES));
+        });
+    });
+    for p in 0..inner {
+        // SAFETY: p is below `inner`, and the indices below ROWS and SIXTEENS: the caller vouches for what they address.
+        unsafe {
+            let a_column = a.start.add(p * a.column_stride);
+            let b_row = b.add(p * b_stride).cast::<Lanes>();
+            unroll!(ROWS, row, {
+                let factor = T::splat(*a_column.add(row * a.row_stride));
+                unroll!(SIXTEENS, sixteen, {
+                    sums[row][sixteen] =
+                        T::multiply_add_vectors(factor, T::load(&*b_row.add(sixteen)), sums[row][sixteen]);
+                });
+            });
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        for from in c.added(0, 0).zip(c.addends) {
+            let (from, addend) = from;
+            unroll!(ROWS, row, {
+                let from = from.add(row * addend.row_stride).cast::<Lanes>();
+                unroll!(SIXTEENS, sixteen, {
+                    sums[row][sixteen] = T::add(sums[row][sixteen], T::load(&*from.add(sixteen)));
+                });
+            });
+        }
+        unroll!(ROWS, row, {
+            let into = c.start.add(row * c.row_stride).cast::<Lanes>();
+            unroll!(SIXTEENS, sixteen, {
+                T::store(sums[row][sixteen], &mut *into.add(sixteen));
+            });
+        });
+    }
+}
+
+/// `rows` rows of `SIXTEENS`·16 columns of C ← A·B + addends, tile by tile.
+///
+/// # Safety
+/// As for [`tile`], with `rows` rows.
+#[inline(always)]
+unsafe fn columns<T: Target, const SIXTEENS: usize>(
+    a: Factor,
+    b: (*const f32, usize),
+    c: Output<'_>,
+    (rows, inner): (usize, usize),
+) {
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the rows from `row` on are at least as many as the tile has.
+        unsafe {
+            let (a, c) = (a.from(row, 0), c.from(row, 0));
+            row += match rows - row {
+                // Two vectors of columns alone are too few sums to hide the latency of an addition.
+                12.. if T::WIDE && SIXTEENS <= 2 => {
+                    tile::<T, 12, SIXTEENS>(a, b, c, inner);
+                    12
+                }
+                6.. => {
+                    tile::<T, 6, SIXTEENS>(a, b, c, inner);
+                    6
+                }
+                4.. => {
+                    tile::<T, 4, SIXTEENS>(a, b, c, inner);
+                    4
+                }
+                2.. => {
+                    tile::<T, 2, SIXTEENS>(a, b, c, inner);
+                    2
+                }
+                _ => {
+                    tile::<T, 1, SIXTEENS>(a, b, c, inner);
+                    1
+                }
+            };
+        }
+    }
+}
+
+/// C ← A·B + addends, with (rows, inner, sixteens of columns) = `shape`.
+///
+/// # Safety
+/// As for [`tile`], with as many rows and columns.
+#[inline(always)]
+pub(super) unsafe fn product<T: Target>(
+    a: Factor,
+    (b, b_stride): (*const f32, usize),
+    c: Output<'_>,
+    (rows, inner, sixteens): (usize, usize, usize),
+) {
+    let mut done = 0;
+    while done < sixteens {
+        // SAFETY: at least as many columns are left as are taken.
+        unsafe {
+            let (b, c) = ((b.add(done * LANES), b_stride), c.from(0, done * LANES));
+            let size = (rows, inner);
+            done += match sixteens - done {
+                WIDEST.. if T::WIDE => {
+                    columns::<T, WIDEST>(a, b, c, size);
+                    WIDEST
+                }
+                3 if T::WIDE => {
+                    columns::<T, 3>(a, b, c, size);
+                    3
+                }
+                2 if T::WIDE => {
+                    columns::<T, 2>(a, b, c, size);
+                    2
+                }
+                _ => {
+                    columns::<T, 1>(a, b, c, size);
+                    1
+                }
+            };
+        }
+    }
+}
