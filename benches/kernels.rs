@@ -5,7 +5,7 @@
 
 use cllm::kernels::adamw::{AdamwStep, adamw};
 use cllm::kernels::cross_entropy::cross_entropy_row;
-use cllm::kernels::elementwise::{add_with_row, axpy};
+use cllm::kernels::elementwise::axpy;
 use cllm::kernels::exp::exp;
 use cllm::kernels::gelu::gelu_with_derivative;
 use cllm::kernels::instruction_set;
@@ -70,9 +70,6 @@ fn rows(criterion: &mut Criterion) {
         let (mut into_gain, mut into_bias) = (vec![0.0; width], vec![0.0; width]);
         let (mut mean, mut inverse) = (vec![0.0; rows], vec![0.0; rows]);
         group.throughput(Throughput::Elements((rows * width) as u64));
-        group.bench_function("add_with_row", |bencher| {
-            bencher.iter(|| add_with_row(&mut out, black_box(&x), &bias));
-        });
         group.bench_function("sum_rows", |bencher| bencher.iter(|| sum_rows(black_box(&x), &mut into_bias, false)));
         group.bench_function("layer_norm", |bencher| {
             bencher.iter(|| layer_norm(black_box(&x), &gain, &bias, 1e-5, &mut out, &mut mean, &mut inverse));

@@ -82,8 +82,8 @@ pub struct Flags {
     /// Decay of matrices, per unit of learning rate
     #[arg(long, default_value_t = 0.01)]
     pub weight_decay: f64,
-    /// Decay rate of AdamW's first moment
-    #[arg(long, default_value_t = 0.9)]
+    /// Decay rate of AdamW's first moment; below the usual 0.9, since the presets' batches are small
+    #[arg(long, default_value_t = 0.8)]
     pub beta1: f64,
     /// Decay rate of AdamW's second moment
     #[arg(long, default_value_t = 0.99)]

@@ -54,17 +54,6 @@ kernel! {
         }
     }
 
-    /// Every row of `rows` ← `row`, as before a matrix product that adds to a bias.
-    ///
-    /// # Panics
-    /// If `rows` is not a whole number of rows.
-    pub fn fill_rows<T>(rows: &mut [f32], row: &[f32]) {
-        check_rows("fill_rows", rows.len(), row.len());
-        for out in rows.chunks_exact_mut(row.len().max(1)) {
-            out.copy_from_slice(row);
-        }
-    }
-
     /// Every row of `rows` ← itself + `row`.
     ///
     /// # Panics
@@ -74,21 +63,6 @@ kernel! {
         for out in rows.chunks_exact_mut(row.len().max(1)) {
             for (out, &bias) in out.iter_mut().zip(row) {
                 *out += bias;
-            }
-        }
-    }
-
-    /// Every row of `out` ← the row of `x` + `row`, as a residual with a bias.
-    ///
-    /// # Panics
-    /// If the lengths of `out` and `x` differ, or they are not a whole number of rows.
-    pub fn add_with_row<T>(out: &mut [f32], x: &[f32], row: &[f32]) {
-        assert_eq!(out.len(), x.len(), "add_with_row: lengths of out and x");
-        check_rows("add_with_row", x.len(), row.len());
-        let width = row.len().max(1);
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            for ((out, &x), &bias) in out.iter_mut().zip(x).zip(row) {
-                *out = x + bias;
             }
         }
     }
@@ -137,16 +111,10 @@ mod tests {
                 for rows in [0, 1, 3] {
                     let (x, row) = (normal(rows * width, 1), normal(width, 2));
                     let case = |name: &str| format!("{name}, {rows} rows of {width}");
-                    let mut out = x.clone();
-                    fill_rows(&mut out, &row);
-                    report.same_bits(&case("fill_rows"), &out, &row.repeat(rows));
                     let expected: Vec<f32> = x.iter().zip(row.repeat(rows)).map(|(x, bias)| x + bias).collect();
                     let mut out = x.clone();
                     add_row(&mut out, &row);
                     report.same_bits(&case("add_row"), &out, &expected);
-                    let mut out = vec![f32::NAN; rows * width];
-                    add_with_row(&mut out, &x, &row);
-                    report.same_bits(&case("add_with_row"), &out, &expected);
                 }
             }
         });

@@ -257,3 +257,63 @@ unsafe fn multiply<T: Target>(a: Factor, panel: &[f32], c: Output<'_>, (rows, in
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, s};
+
+    use super::*;
+    use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::rng::{Purpose, Stream};
+
+    fn random(rows: usize, columns: usize, step: u64) -> Array2<f32> {
+        let mut values = vec![0.0; rows * columns];
+        Stream::new(7, Purpose::Caller, step).fill_normal(&mut values, 1.0);
+        Array2::from_shape_vec((rows, columns), values).unwrap()
+    }
+
+    #[test]
+    fn agrees_with_f64_sums_in_every_layout_and_start() {
+        // Beyond a panel's rows and columns, beyond the rows that share one, and with every remainder of a tile.
+        let shapes = [(1, 1, 1), (2, 17, 16), (7, 64, 33), (13, 65, 270), (18, 200, 40), (775, 20, 17), (3, 5, 0)];
+        for (m, n, k) in shapes {
+            let (a, b) = (random(m, k, 0), random(k, n, 1));
+            let sums = Array2::from_shape_fn((m, n), |(i, j)| {
+                (0..k).map(|p| f64::from(a[[i, p]]) * f64::from(b[[p, j]])).sum::<f64>()
+            });
+            let (a_stored, b_stored) =
+                (a.t().as_standard_layout().into_owned(), b.t().as_standard_layout().into_owned());
+            let (row, wide) = (random(1, n, 2), random(m, n + 4, 3));
+            let (row, matrix) = (row.as_slice().unwrap(), wide.slice(s![.., 2..n + 2]));
+            under_every_instruction_set(|set| {
+                for (a, b) in [(a.view(), b.view()), (a_stored.t(), b.view()), (a.view(), b_stored.t())] {
+                    for start in [Start::Zero, Start::Output, Start::Row(row), Start::RowAndMatrix(row, matrix)] {
+                        let mut c = Array2::from_elem((m, n + 3), f32::NAN);
+                        if let Start::Output = start {
+                            c.slice_mut(s![.., 1..=n]).assign(&matrix);
+                        }
+                        packed_product(a, b, c.slice_mut(s![.., 1..=n]), start);
+                        for ((i, j), &found) in c.indexed_iter() {
+                            if j == 0 || j > n {
+                                assert!(found.is_nan(), "written outside C at {i}, {j}");
+                                continue;
+                            }
+                            let j = j - 1;
+                            let added = match start {
+                                Start::Zero => 0.0,
+                                Start::Output => matrix[[i, j]],
+                                Start::Row(row) => row[j],
+                                Start::RowAndMatrix(row, matrix) => row[j] + matrix[[i, j]],
+                            };
+                            let expected = sums[[i, j]] + f64::from(added);
+                            assert!(
+                                (f64::from(found) - expected).abs() < 1e-4,
+                                "{set:?}, {m} × {n} × {k}, {start:?}, at {i}, {j}: {found} for {expected}"
+                            );
+                        }
+                    }
+                }
+            });
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-use super::gemm::{Write, gemm};
+use super::gemm::{Write, gemm, library_product};
 use super::threads::blas_core_name;
 use crate::parallel::Parallelism;
 use crate::rng::{Purpose, Stream};
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// Around the sizes at which kernels and libraries change their ways: one, a register tile, ndarray's switch to BLAS
 /// above 7, cache blocks.
 const SIZES: [usize; 8] = [1, 2, 7, 8, 9, 17, 48, 65];
-const LONG: [(usize, usize, usize); 4] = [(3, 600, 5), (257, 8, 31), (31, 33, 257), (130, 300, 70)];
+const LONG: [(usize, usize, usize); 5] = [(3, 600, 5), (257, 8, 31), (31, 33, 257), (130, 300, 70), (800, 17, 20)];
 
 /// Fails if BLAS computes wrong products. The result is found once per process.
 ///
@@ -24,10 +24,12 @@ const LONG: [(usize, usize, usize); 4] = [(3, 600, 5), (257, 8, 31), (31, 33, 25
 /// [`Error::BrokenBlas`] with the shape and the first wrong element.
 pub fn verify_blas() -> Result<()> {
     static MISMATCH: OnceLock<Option<Mismatch>> = OnceLock::new();
-    let product = |a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write, c: ArrayViewMut2<'_, f32>| {
-        gemm(1.0, a, b, write, c, Parallelism::SEQUENTIAL);
+    // The library's own products first, since many shapes are not handed to it otherwise.
+    let find = || {
+        check(|a, b, write, c| library_product(1.0, a, b, write, c))
+            .or_else(|| check(|a, b, write, c| gemm(1.0, a, b, write, c, Parallelism::SEQUENTIAL)))
     };
-    MISMATCH.get_or_init(|| check(product)).map_or(Ok(()), |mismatch| Err(mismatch.error()))
+    MISMATCH.get_or_init(find).map_or(Ok(()), |mismatch| Err(mismatch.error()))
 }
 
 #[derive(Clone, Copy, Debug)]
