@@ -1,8 +1,9 @@
 //! What the three optimisations are worth, alone and together, and what the engine makes of them:
 //! `cargo bench --bench optimizations`.
 //!
-//! A training step (forward, backward, clip, AdamW) at the preset seed; at the end, every variant's tokens a second
-//! beside the plain reference's in the same run.
+//! A training step (forward, backward, clip, AdamW) at the preset seed. Criterion measures one variant after the other;
+//! at the end all are measured in turn, so that a machine that is slower for a while is slower for all, and their speeds
+//! are printed beside the plain reference's. `cargo bench --bench optimizations -- --ratios` prints these alone.
 #![allow(missing_docs)]
 
 mod plain;
@@ -18,6 +19,10 @@ use ndarray::Array2;
 use plain::{Optimizations, Plain};
 
 const PRESET: Preset = Preset::Seed;
+
+/// Rounds in which every variant takes its turn, and how long a turn lasts.
+const ROUNDS: usize = 9;
+const TURN: Duration = Duration::from_millis(300);
 
 fn training(workers: usize) -> TrainingConfig {
     TrainingConfig {
@@ -40,76 +45,97 @@ fn batch() -> Batch {
     Batch::new(ids(0), ids(1)).expect("the shapes agree")
 }
 
-/// The benches of one run, and the median seconds a step of each.
-struct Run {
-    criterion: Criterion,
-    medians: Vec<(String, f64)>,
-}
+/// A way to train: its name, and one step of it.
+type Variant = (String, Box<dyn FnMut(&Batch)>);
 
-impl Run {
-    fn measure(&mut self, name: &str, samples: usize, mut step: impl FnMut()) {
-        let mut times = Vec::new();
-        let mut group = self.criterion.benchmark_group("step");
-        group.throughput(Throughput::Elements((PRESET.batch_size() * PRESET.sequence_length()) as u64));
-        group.sample_size(samples).warm_up_time(Duration::from_secs(1));
-        group.bench_function(name, |bencher| {
-            bencher.iter_custom(|steps| {
-                let start = Instant::now();
-                (0..steps).for_each(|_| step());
-                let elapsed = start.elapsed();
-                times.push(elapsed.as_secs_f64() / steps as f64);
-                elapsed
-            });
-        });
-        group.finish();
-        // Not measured, where the command line filters it out.
-        if !times.is_empty() {
-            times.sort_by(f64::total_cmp);
-            self.medians.push((name.into(), times[times.len() / 2]));
-        }
-    }
-
-    fn print(&self) {
-        let Some(&(_, plain)) = self.medians.iter().find(|(name, _)| name == "plain") else { return };
-        let tokens = (PRESET.batch_size() * PRESET.sequence_length()) as f64;
-        println!("| variant | tokens/s | × plain |\n|---|---|---|");
-        for (name, seconds) in &self.medians {
-            println!("| {name} | {:.0} | {:.2} |", tokens / seconds, plain / seconds);
-        }
-    }
-}
-
-fn main() {
-    let mut run = Run { criterion: Criterion::default().configure_from_args(), medians: Vec::new() };
+fn variants() -> Vec<Variant> {
     let model = Transformer::new(PRESET.model(), 1).expect("a preset is valid");
-    let batch = batch();
-
     let none = Optimizations::default();
     let all =
         Optimizations { persistent_workspaces: true, batch_embedding_caches: true, vectorised_similarities: true };
-    for (name, optimizations) in [
+    let plain = [
         ("plain", none),
         ("plain with persistent workspaces", Optimizations { persistent_workspaces: true, ..none }),
         ("plain with batch embedding caches", Optimizations { batch_embedding_caches: true, ..none }),
         ("plain with vectorised similarities", Optimizations { vectorised_similarities: true, ..none }),
         ("plain with all three", all),
-    ] {
+    ];
+    let mut variants: Vec<Variant> = Vec::new();
+    for (name, optimizations) in plain {
         let mut plain = Plain::new(&model, &training(1), optimizations);
-        run.measure(name, 10, || {
-            black_box(plain.step(&batch));
-        });
+        let step = move |batch: &Batch| {
+            black_box(plain.step(batch));
+        };
+        variants.push((name.into(), Box::new(step)));
     }
-
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut workers = vec![1, cores];
+    let mut workers = vec![1, std::thread::available_parallelism().map_or(1, usize::from)];
     workers.dedup();
     for workers in workers {
         let mut trainer = Trainer::new(model.clone(), training(workers)).expect("the settings are valid");
+        let step = move |batch: &Batch| {
+            black_box(trainer.step(batch).expect("the batch is valid"));
+        };
         let name = if workers == 1 { "engine, 1 worker".into() } else { format!("engine, {workers} workers") };
-        run.measure(&name, 50, || {
-            black_box(trainer.step(&batch).expect("the batch is valid"));
-        });
+        variants.push((name, Box::new(step)));
     }
-    run.print();
-    run.criterion.final_summary();
+    variants
+}
+
+fn tokens() -> usize {
+    PRESET.batch_size() * PRESET.sequence_length()
+}
+
+fn criterion(variants: &mut [Variant]) {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("step");
+    group.throughput(Throughput::Elements(tokens() as u64)).sample_size(10).warm_up_time(Duration::from_secs(1));
+    let batch = batch();
+    for (name, step) in variants {
+        group.bench_function(name.as_str(), |bencher| bencher.iter(|| step(&batch)));
+    }
+    group.finish();
+    criterion.final_summary();
+}
+
+/// Prints each variant's tokens a second, and how many times the plain reference's of the same round they are.
+fn ratios(variants: &mut [Variant]) {
+    let batch = batch();
+    let mut speeds = vec![Vec::new(); variants.len()];
+    for round in 0..=ROUNDS {
+        for ((_, step), speeds) in variants.iter_mut().zip(&mut speeds) {
+            let start = Instant::now();
+            let mut steps = 0;
+            while start.elapsed() < TURN {
+                step(&batch);
+                steps += 1;
+            }
+            // The first round warms up.
+            if round > 0 {
+                speeds.push((steps * tokens()) as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    println!("| variant | tokens/s | × plain |\n|---|---|---|");
+    for ((name, _), of_variant) in variants.iter().zip(&speeds) {
+        let ratios = of_variant.iter().zip(&speeds[0]).map(|(speed, plain)| speed / plain).collect();
+        println!("| {name} | {:.0} | {:.2} |", median(of_variant.clone()), median(ratios));
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let mut variants = variants();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let only_ratios = arguments == ["--ratios"];
+    if !only_ratios {
+        criterion(&mut variants);
+    }
+    // Not beside a filter of Criterion's, its `--test` or `--list`.
+    if only_ratios || arguments.is_empty() {
+        ratios(&mut variants);
+    }
 }

@@ -34,10 +34,14 @@ pub fn linear_backward<'a>(
     for output in 0..outputs {
         for input in 0..x.len() {
             dx[input] += layer.weight[input * outputs + output] * dy[output];
+        }
+    }
+    for input in 0..x.len() {
+        for output in 0..outputs {
             gradients.weight[input * outputs + output] += x[input] * dy[output];
         }
-        gradients.bias[output] += dy[output];
     }
+    add(&mut gradients.bias, dy);
     dx
 }
 
@@ -173,6 +177,18 @@ impl Similarities {
             }
         }
         dx
+    }
+}
+
+/// sum ← sum + x.
+pub fn add(sum: &mut [f32], x: &[f32]) {
+    add_scaled(sum, 1.0, x);
+}
+
+/// sum ← sum + factor·x.
+pub fn add_scaled(sum: &mut [f32], factor: f32, x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += factor * x;
     }
 }
 

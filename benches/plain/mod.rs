@@ -12,7 +12,9 @@ use cllm::data::Batch;
 use cllm::{TrainingConfig, Transformer, TransformerConfig};
 
 use buffers::{Buffer, Buffers};
-use layers::{Similarities, gelu, gelu_backward, linear, linear_backward, norm, norm_backward, softmax};
+use layers::{
+    Similarities, add, add_scaled, gelu, gelu_backward, linear, linear_backward, norm, norm_backward, softmax,
+};
 use parameters::Parameters;
 
 /// What is done better than plainly.
@@ -329,14 +331,4 @@ fn row(matrix: &[f32], row: usize, width: usize) -> &[f32] {
 
 fn row_mut(matrix: &mut [f32], row: usize, width: usize) -> &mut [f32] {
     &mut matrix[row * width..(row + 1) * width]
-}
-
-fn add(sum: &mut [f32], x: &[f32]) {
-    add_scaled(sum, 1.0, x);
-}
-
-fn add_scaled(sum: &mut [f32], factor: f32, x: &[f32]) {
-    for (sum, x) in sum.iter_mut().zip(x) {
-        *sum += factor * x;
-    }
 }
