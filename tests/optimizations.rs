@@ -70,11 +70,12 @@ fn assert_close(what: &str, found: &mut Parameters, expected: &mut Parameters, t
 #[test]
 fn every_plain_variant_computes_the_engines_steps() {
     let batch = batch();
-    for variant in 0..8 {
+    for variant in 0..16 {
         let optimizations = Optimizations {
             persistent_workspaces: variant & 1 != 0,
             batch_embedding_caches: variant & 2 != 0,
             vectorised_similarities: variant & 4 != 0,
+            weights_by_rows: variant & 8 != 0,
         };
         let mut plain = Plain::new(&model(), &training(), optimizations);
         let mut trainer = Trainer::new(model(), training()).unwrap();

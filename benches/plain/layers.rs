@@ -8,41 +8,68 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use super::buffers::{Buffer, Buffers};
 use super::parameters::{Linear, Norm};
 
-/// x·W + b, each output down its own column of W.
-pub fn linear<'a>(buffers: &'a Buffers, layer: &Linear, x: &[f32]) -> Buffer<'a> {
-    let outputs = layer.bias.len();
-    let mut y = buffers.zeros(outputs);
-    for output in 0..outputs {
-        let mut sum = layer.bias[output];
-        for input in 0..x.len() {
-            sum += x[input] * layer.weight[input * outputs + output];
-        }
-        y[output] = sum;
-    }
-    y
+/// x·W + b and its backward. W is inputs × outputs: the weights of an output are a column.
+#[derive(Clone, Copy)]
+pub struct Linears {
+    /// Along the rows of W instead of down its columns.
+    pub by_rows: bool,
 }
 
-pub fn linear_backward<'a>(
-    buffers: &'a Buffers,
-    layer: &Linear,
-    gradients: &mut Linear,
-    x: &[f32],
-    dy: &[f32],
-) -> Buffer<'a> {
-    let outputs = dy.len();
-    let mut dx = buffers.zeros(x.len());
-    for output in 0..outputs {
-        for input in 0..x.len() {
-            dx[input] += layer.weight[input * outputs + output] * dy[output];
+impl Linears {
+    pub fn forward<'a>(self, buffers: &'a Buffers, layer: &Linear, x: &[f32]) -> Buffer<'a> {
+        let mut buffer = buffers.copy(&layer.bias);
+        // Slices, here and below, so that the compiler knows that writing to one changes no other.
+        let (weight, y) = (&layer.weight[..], &mut buffer[..]);
+        let outputs = y.len();
+        if self.by_rows {
+            for input in 0..x.len() {
+                for output in 0..outputs {
+                    y[output] += x[input] * weight[input * outputs + output];
+                }
+            }
+        } else {
+            for output in 0..outputs {
+                let mut sum = y[output];
+                for input in 0..x.len() {
+                    sum += x[input] * weight[input * outputs + output];
+                }
+                y[output] = sum;
+            }
         }
+        buffer
     }
-    for input in 0..x.len() {
-        for output in 0..outputs {
-            gradients.weight[input * outputs + output] += x[input] * dy[output];
+
+    pub fn backward<'a>(
+        self,
+        buffers: &'a Buffers,
+        layer: &Linear,
+        gradients: &mut Linear,
+        x: &[f32],
+        dy: &[f32],
+    ) -> Buffer<'a> {
+        let mut buffer = buffers.zeros(x.len());
+        let (weight, dweight, dx) = (&layer.weight[..], &mut gradients.weight[..], &mut buffer[..]);
+        let outputs = dy.len();
+        if self.by_rows {
+            for input in 0..x.len() {
+                let mut sum = 0.0;
+                for output in 0..outputs {
+                    sum += weight[input * outputs + output] * dy[output];
+                    dweight[input * outputs + output] += x[input] * dy[output];
+                }
+                dx[input] = sum;
+            }
+        } else {
+            for output in 0..outputs {
+                for input in 0..x.len() {
+                    dx[input] += weight[input * outputs + output] * dy[output];
+                    dweight[input * outputs + output] += x[input] * dy[output];
+                }
+            }
         }
+        add(&mut gradients.bias, dy);
+        buffer
     }
-    add(&mut gradients.bias, dy);
-    dx
 }
 
 /// Mean and 1 / √(variance + ε).
@@ -164,9 +191,10 @@ impl Similarities {
         dscores: &[f32],
     ) -> Buffer<'a> {
         let (rows, width) = (dscores.len(), x.len());
-        let mut dx = buffers.zeros(width);
+        let mut buffer = buffers.zeros(width);
+        let dx = &mut buffer[..];
         if self.vectorised {
-            product(matrix(dscores, 1), matrix(table, rows), &mut dx, (1, width));
+            product(matrix(dscores, 1), matrix(table, rows), dx, (1, width));
             product(matrix(dscores, rows), matrix(x, 1), dtable, (rows, width));
         } else {
             for row in 0..rows {
@@ -176,7 +204,7 @@ impl Similarities {
                 }
             }
         }
-        dx
+        buffer
     }
 }
 

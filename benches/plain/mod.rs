@@ -12,9 +12,7 @@ use cllm::data::Batch;
 use cllm::{TrainingConfig, Transformer, TransformerConfig};
 
 use buffers::{Buffer, Buffers};
-use layers::{
-    Similarities, add, add_scaled, gelu, gelu_backward, linear, linear_backward, norm, norm_backward, softmax,
-};
+use layers::{Linears, Similarities, add, add_scaled, gelu, gelu_backward, norm, norm_backward, softmax};
 use parameters::Parameters;
 
 /// What is done better than plainly.
@@ -26,6 +24,8 @@ pub struct Optimizations {
     pub batch_embedding_caches: bool,
     /// Similarities (of outputs with embeddings, of queries with keys) are computed by BLAS.
     pub vectorised_similarities: bool,
+    /// Weights are walked along their rows, as they lie in memory: what the order of loops alone is worth.
+    pub weights_by_rows: bool,
 }
 
 /// A model that trains plainly.
@@ -91,12 +91,13 @@ impl Plain {
             self.fill_caches(batch);
         }
         let Self { model, optimizations, buffers, caches, parameters, gradients, .. } = self;
+        let linears = Linears { by_rows: optimizations.weights_by_rows };
         let similarities = Similarities { vectorised: optimizations.vectorised_similarities };
         let cached = optimizations.batch_embedding_caches.then_some(&*caches);
         let mut loss = 0.0;
         for (sequence, (inputs, targets)) in batch.inputs().rows().into_iter().zip(batch.targets().rows()).enumerate() {
             let first = sequence * inputs.len();
-            let mut pass = Sequence { model, buffers, similarities, parameters, gradients, weight };
+            let mut pass = Sequence { model, buffers, linears, similarities, parameters, gradients, weight };
             let mut kept: Vec<_> = (0..model.layers).map(|_| Vec::new()).collect();
             let mut outputs = Vec::new();
             for (place, &id) in inputs.iter().enumerate() {
@@ -174,6 +175,7 @@ impl Plain {
 struct Sequence<'a, 'g> {
     model: &'a TransformerConfig,
     buffers: &'a Buffers,
+    linears: Linears,
     similarities: Similarities,
     parameters: &'a Parameters,
     gradients: &'g mut Parameters,
@@ -184,17 +186,17 @@ struct Sequence<'a, 'g> {
 impl<'a> Sequence<'a, '_> {
     /// Takes one token through all blocks; `kept` has what each block keeps of the tokens before it.
     fn forward_token(&self, kept: &mut [Vec<Token<'a>>], mut x: Buffer<'a>) -> Buffer<'a> {
-        let (buffers, epsilon) = (self.buffers, self.model.layer_norm_epsilon);
+        let (buffers, linears, epsilon) = (self.buffers, self.linears, self.model.layer_norm_epsilon);
         for (layers, kept) in self.parameters.blocks.iter().zip(kept) {
             let attention_input = norm(buffers, &layers.attention_norm, &x, epsilon);
-            let qkv = linear(buffers, &layers.qkv, &attention_input);
+            let qkv = linears.forward(buffers, &layers.qkv, &attention_input);
             let (probabilities, attended) = self.attend(kept, &qkv);
-            let mut middle = linear(buffers, &layers.projection, &attended);
+            let mut middle = linears.forward(buffers, &layers.projection, &attended);
             add(&mut middle, &x);
             let feed_forward_input = norm(buffers, &layers.feed_forward_norm, &middle, epsilon);
-            let expanded = linear(buffers, &layers.expand, &feed_forward_input);
+            let expanded = linears.forward(buffers, &layers.expand, &feed_forward_input);
             let hidden = gelu(buffers, &expanded);
-            let mut output = linear(buffers, &layers.contract, &hidden);
+            let mut output = linears.forward(buffers, &layers.contract, &hidden);
             add(&mut output, &middle);
             let input = std::mem::replace(&mut x, output);
             kept.push(Token {
@@ -257,7 +259,7 @@ impl<'a> Sequence<'a, '_> {
 
     /// Takes `dx`, the gradient of the last block's output at each token, back to the embeddings.
     fn backward(&mut self, kept: &[Vec<Token<'a>>], dx: &mut [Buffer<'a>]) {
-        let (buffers, epsilon) = (self.buffers, self.model.layer_norm_epsilon);
+        let (buffers, linears, epsilon) = (self.buffers, self.linears, self.model.layer_norm_epsilon);
         for (block, kept) in kept.iter().enumerate().rev() {
             let layers = &self.parameters.blocks[block];
             // Keys and values collect gradients of all later tokens, so tokens go from the last to the first.
@@ -265,10 +267,10 @@ impl<'a> Sequence<'a, '_> {
             for (place, token) in kept.iter().enumerate().rev() {
                 let gradients = &mut self.gradients.blocks[block];
                 let dx = &mut dx[place];
-                let dhidden = linear_backward(buffers, &layers.contract, &mut gradients.contract, &token.hidden, dx);
+                let dhidden = linears.backward(buffers, &layers.contract, &mut gradients.contract, &token.hidden, dx);
                 let dexpanded = gelu_backward(buffers, &token.expanded, &dhidden);
                 let expand = &mut gradients.expand;
-                let dinput = linear_backward(buffers, &layers.expand, expand, &token.feed_forward_input, &dexpanded);
+                let dinput = linears.backward(buffers, &layers.expand, expand, &token.feed_forward_input, &dexpanded);
                 let feed_forward_norm = &mut gradients.feed_forward_norm;
                 let middle = &token.middle;
                 add(
@@ -277,12 +279,12 @@ impl<'a> Sequence<'a, '_> {
                 );
 
                 let projection = &mut gradients.projection;
-                let dattended = linear_backward(buffers, &layers.projection, projection, &token.attended, dx);
+                let dattended = linears.backward(buffers, &layers.projection, projection, &token.attended, dx);
                 self.attend_backward(&kept[..=place], &dattended, &mut dqkv[..=place]);
 
                 let gradients = &mut self.gradients.blocks[block];
                 let qkv = &mut gradients.qkv;
-                let dinput = linear_backward(buffers, &layers.qkv, qkv, &token.attention_input, &dqkv[place]);
+                let dinput = linears.backward(buffers, &layers.qkv, qkv, &token.attention_input, &dqkv[place]);
                 let attention_norm = &mut gradients.attention_norm;
                 add(
                     dx,
