@@ -7,7 +7,7 @@ use crate::data::Batch;
 use crate::layers::dropout::Masks;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::models::transformer::{Model, Pass, Workspace, first, forward, loss_and_gradients};
+use crate::models::transformer::{Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
 use crate::parallel::{Parallelism, part_of};
 use crate::params::{ParameterLayout, ParameterStore};
 
@@ -28,6 +28,26 @@ impl TrainingConfig {
             chosen => chosen,
         }
     }
+}
+
+/// The number of shards, and the workers inside each.
+fn split(training: &TrainingConfig, layout: &ParameterLayout) -> (usize, Parallelism) {
+    match training.effective_sharding(layout.parameter_count()) {
+        Sharding::Operations => (1, Parallelism::workers(training.workers)),
+        _ => (training.workers, Parallelism::SEQUENTIAL),
+    }
+}
+
+/// The workspace of one of `shards` shards: for its largest part of a micro-batch.
+fn workspace(
+    rooms: &Rooms,
+    config: &TransformerConfig,
+    training: &TrainingConfig,
+    (shards, parallelism): (usize, Parallelism),
+) -> Workspace {
+    let (length, budget) = (training.sequence_length, training.scores_budget);
+    let tokens = training.batch_size.div_ceil(shards).saturating_mul(length);
+    Workspace::within(rooms, config, tokens, length, budget, parallelism, true)
 }
 
 /// A worker, or all workers together.
@@ -56,21 +76,29 @@ pub(super) struct Step<'a> {
 impl Shard {
     /// The shards of a trainer, each with room for its largest part of a micro-batch.
     pub fn all(config: &TransformerConfig, training: &TrainingConfig, layout: &ParameterLayout) -> Vec<Self> {
-        let (shards, parallelism) = match training.effective_sharding(layout.parameter_count()) {
-            Sharding::Operations => (1, Parallelism::workers(training.workers)),
-            _ => (training.workers, Parallelism::SEQUENTIAL),
-        };
-        let sequences = training.batch_size.div_ceil(shards);
-        let (length, budget) = (training.sequence_length, training.scores_budget);
+        let (shards, parallelism) = split(training, layout);
         (0..shards)
             .map(|_| Self {
-                workspace: Workspace::new(config, sequences * length, length, budget, parallelism, true),
+                workspace: workspace(&Rooms::default(), config, training, (shards, parallelism)),
                 parallelism,
                 gradients: ParameterStore::zeros(layout),
                 has_gradients: false,
                 sum: LossSum::default(),
             })
             .collect()
+    }
+
+    /// Counts the workspaces of all shards in `rooms`, which only measure, and returns the number of shards: each has a
+    /// gradient buffer besides.
+    pub fn measure(
+        rooms: &Rooms,
+        config: &TransformerConfig,
+        training: &TrainingConfig,
+        layout: &ParameterLayout,
+    ) -> usize {
+        let (shards, parallelism) = split(training, layout);
+        (0..shards).for_each(|_| drop(workspace(rooms, config, training, (shards, parallelism))));
+        shards
     }
 
     /// Forgets the former step.
