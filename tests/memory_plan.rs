@@ -49,6 +49,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Bytes that a trainer allocates besides its buffers, at most.
+const BESIDES: f64 = 65536.0;
+
 const CASE: &str = "CLLM_MEMORY_PLAN_CASE";
 
 /// Bytes in memory.
@@ -138,8 +141,21 @@ fn a_trainer_takes_what_was_planned() {
         assert!(output.contains(&format!("plan {planned:?}")), "{name}: the trainer's own plan is another: {output}");
         let total = planned.total() as f64;
         let mib = |bytes: f64| bytes / 1048576.0;
-        println!("{name}: planned {:.2} MiB, allocated {:.2}, resident {:.2}", mib(total), mib(took[0]), mib(took[1]));
+        let figures = format!(
+            "{name}: planned {:.2} MiB, allocated {:.2}, resident {:.2}",
+            mib(total),
+            mib(took[0]),
+            mib(took[1])
+        );
+        println!("{figures}");
+        // What else is allocated: names and shapes of the parameters, the thread pool.
+        let buffers = total - planned.runtime as f64;
+        if !(0.0..BESIDES).contains(&(took[0] - buffers)) {
+            failures.push(format!("{figures}: buffers should take {:.3} MiB", mib(buffers)));
+        }
+        if (total - took[1]).abs() > 0.1 * took[1] {
+            failures.push(format!("{figures}: more than a tenth apart"));
+        }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    failures.push(String::new());
 }

@@ -11,9 +11,8 @@ use crate::optim::OptimizerState;
 
 /// The memory that a trainer and its model take, in bytes.
 ///
-/// The sizes come from the code that allocates the buffers, told to measure them instead. What they do not hold: the
-/// batches that a caller makes, the tokens, evaluations of more than loss and accuracy; and some MiB of the program
-/// itself, the stacks of its threads, and BLAS's own buffers.
+/// The sizes come from the code that allocates the buffers, told to measure them instead; only `runtime` is an estimate.
+/// The tokens to train on, and batches of the caller's own, come on top.
 ///
 /// ```
 /// use cllm::{MemoryPlan, Preset, TrainingConfig};
@@ -43,6 +42,9 @@ pub struct MemoryPlan {
     /// Scores over the vocabulary, gradients of activations, tiles of attention, of all workers; the batch of an
     /// evaluation.
     pub scratch: usize,
+    /// About what the first steps bring into memory besides: code, the stacks of the workers, BLAS's copies of blocks of
+    /// its operands. 1 MiB, and half a MiB a worker, as measured with OpenBLAS.
+    pub runtime: usize,
 }
 
 impl MemoryPlan {
@@ -70,15 +72,37 @@ impl MemoryPlan {
             snapshot: if snapshots { buffer.saturating_mul(1 + optimizer_buffers) } else { 0 },
             activations: rooms.activations.bytes(),
             scratch: rooms.scratch.bytes().saturating_add(evaluation_tokens.saturating_mul(2 * size_of::<u32>())),
+            runtime: (2 + training.workers) << 19,
         })
     }
 
     /// The sum of all.
     #[must_use]
     pub fn total(&self) -> usize {
-        let Self { parameters, gradients, optimizer_state, snapshot, activations, scratch } = *self;
-        [parameters, gradients, optimizer_state, snapshot, activations, scratch]
-            .iter()
-            .fold(0, |sum, &part| sum.saturating_add(part))
+        let Self { parameters, gradients, optimizer_state, snapshot, activations, scratch, runtime } = *self;
+        let parts = [parameters, gradients, optimizer_state, snapshot, activations, scratch, runtime];
+        parts.into_iter().fold(0, usize::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_beyond_every_machine_is_still_a_plan() {
+        let model = TransformerConfig { layers: 16_000, dim: 1 << 20, context: 1 << 20, ..Default::default() };
+        let training =
+            TrainingConfig { batch_size: 1 << 20, sequence_length: 1 << 20, workers: 512, ..Default::default() };
+        let plan = MemoryPlan::of(&model, &training).unwrap();
+        assert!(plan.parameters > 1 << 50 && plan.activations > 1 << 60, "{plan:?}");
+    }
+
+    #[test]
+    fn settings_that_no_trainer_takes_have_no_plan() {
+        let training = TrainingConfig { sequence_length: 65, ..Default::default() };
+        assert!(MemoryPlan::of(&TransformerConfig::default(), &training).is_err());
+        let model = TransformerConfig { heads: 5, ..Default::default() };
+        assert!(MemoryPlan::of(&model, &TrainingConfig::default()).is_err());
     }
 }

@@ -38,16 +38,24 @@ fn split(training: &TrainingConfig, layout: &ParameterLayout) -> (usize, Paralle
     }
 }
 
-/// The workspace of one of `shards` shards: for its largest part of a micro-batch.
+/// The workspace of shard `shard` of `shards`: for its largest part of a micro-batch.
 fn workspace(
     rooms: &Rooms,
     config: &TransformerConfig,
     training: &TrainingConfig,
-    (shards, parallelism): (usize, Parallelism),
+    (shard, shards): (usize, usize),
+    parallelism: Parallelism,
 ) -> Workspace {
     let (length, budget) = (training.sequence_length, training.scores_budget);
-    let tokens = training.batch_size.div_ceil(shards).saturating_mul(length);
+    let tokens = largest_part(training.batch_size, shard, shards) * length;
     Workspace::within(rooms, config, tokens, length, budget, parallelism, true)
+}
+
+/// The most sequences that part `part` of `parts` of a batch may have, of up to `batch_size` sequences.
+fn largest_part(batch_size: usize, part: usize, parts: usize) -> usize {
+    // A smaller batch may give this part one more than the whole does, but not one that is smaller by all parts' number.
+    let batches = batch_size.saturating_sub(parts)..=batch_size;
+    batches.map(|sequences| part_of(sequences, 1, part, parts).len()).max().unwrap_or(0)
 }
 
 /// A worker, or all workers together.
@@ -78,8 +86,8 @@ impl Shard {
     pub fn all(config: &TransformerConfig, training: &TrainingConfig, layout: &ParameterLayout) -> Vec<Self> {
         let (shards, parallelism) = split(training, layout);
         (0..shards)
-            .map(|_| Self {
-                workspace: workspace(&Rooms::default(), config, training, (shards, parallelism)),
+            .map(|shard| Self {
+                workspace: workspace(&Rooms::default(), config, training, (shard, shards), parallelism),
                 parallelism,
                 gradients: ParameterStore::zeros(layout),
                 has_gradients: false,
@@ -97,7 +105,7 @@ impl Shard {
         layout: &ParameterLayout,
     ) -> usize {
         let (shards, parallelism) = split(training, layout);
-        (0..shards).for_each(|_| drop(workspace(rooms, config, training, (shards, parallelism))));
+        (0..shards).for_each(|shard| drop(workspace(rooms, config, training, (shard, shards), parallelism)));
         shards
     }
 
@@ -166,6 +174,23 @@ impl Shard {
             let mut scores = first(&mut self.workspace.scores, targets.len());
             gemm(1.0, normalised, table.t(), Write::Replace, scores.view_mut(), self.parallelism);
             self.sum = self.sum + loss.evaluate(scores.view(), targets, top_k, self.parallelism);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_batch_gives_a_shard_more_than_it_has_room_for() {
+        for batch_size in 1..40 {
+            for parts in 1..12 {
+                for part in 0..parts {
+                    let largest = (1..=batch_size).map(|sequences| part_of(sequences, 1, part, parts).len()).max();
+                    assert_eq!(Some(largest_part(batch_size, part, parts)), largest, "{part} of {parts}, {batch_size}");
+                }
+            }
         }
     }
 }
