@@ -4,24 +4,14 @@
 //! take seconds and gigabytes: it is measured only when asked for, by `cargo bench --bench lm_step -- W4`.
 #![allow(missing_docs)]
 
+#[path = "../examples/common/random_batch.rs"]
+mod random_batch;
+
 use std::time::Duration;
 
-use cllm::data::Batch;
-use cllm::rng::{Purpose, Stream};
 use cllm::{Preset, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ndarray::Array2;
-
-fn random_batch(config: &TrainingConfig, vocabulary: usize) -> Batch {
-    let shape = (config.batch_size, config.sequence_length);
-    let ids = |step| {
-        let stream = Stream::new(7, Purpose::Caller, step);
-        Array2::from_shape_fn(shape, |(row, column)| {
-            stream.below((row * shape.1 + column) as u64, vocabulary as u64) as u32
-        })
-    };
-    Batch::new(ids(0), ids(1)).expect("the shapes agree")
-}
+use random_batch::random_batch;
 
 fn steps(criterion: &mut Criterion) {
     for (name, preset, vocabulary, samples) in [
@@ -42,7 +32,7 @@ fn steps(criterion: &mut Criterion) {
         };
         group.throughput(Throughput::Elements((config.batch_size * config.sequence_length) as u64));
         group.sample_size(samples).warm_up_time(Duration::from_secs(1));
-        let batch = random_batch(&config, vocabulary);
+        let batch = random_batch(config.batch_size, config.sequence_length, vocabulary, 0);
         for workers in [1, 2] {
             let name = if workers == 1 { "1 worker" } else { "2 workers" };
             // The trainer is made when its bench runs, and gone before the next: a filter leaves the others out.

@@ -7,16 +7,17 @@
 #![allow(missing_docs)]
 
 mod plain;
+#[path = "../examples/common/random_batch.rs"]
+mod random_batch;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use cllm::data::Batch;
-use cllm::rng::{Purpose, Stream};
 use cllm::{Preset, Schedule, Trainer, TrainingConfig, Transformer};
 use criterion::{Criterion, Throughput};
-use ndarray::Array2;
 use plain::{Optimizations, Plain};
+use random_batch::random_batch;
 
 const PRESET: Preset = Preset::Seed;
 
@@ -38,13 +39,7 @@ fn training(workers: usize) -> TrainingConfig {
 }
 
 fn batch() -> Batch {
-    let shape = (PRESET.batch_size(), PRESET.sequence_length());
-    let vocabulary = PRESET.model().vocabulary_size as u64;
-    let ids = |step| {
-        let stream = Stream::new(7, Purpose::Caller, step);
-        Array2::from_shape_fn(shape, |(row, column)| stream.below((row * shape.1 + column) as u64, vocabulary) as u32)
-    };
-    Batch::new(ids(0), ids(1)).expect("the shapes agree")
+    random_batch(PRESET.batch_size(), PRESET.sequence_length(), PRESET.model().vocabulary_size, 0)
 }
 
 /// A way to train: its name, and one step of it.
