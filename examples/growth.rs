@@ -43,16 +43,17 @@ fn main() -> Result<()> {
     let training = TrainingConfig { workers: arguments.workers.unwrap_or(training.workers), ..training };
     let model = TransformerConfig { vocabulary_size: 1024, ..Default::default() };
     let wanted = |table| arguments.tables.is_empty() || arguments.tables.contains(&table);
-    let with = |name: &str, values: &[usize], apply: fn(&mut TransformerConfig, &mut TrainingConfig, usize)| {
-        header(name);
-        for &value in values {
-            let (mut model, mut training) = (model.clone(), training.clone());
-            apply(&mut model, &mut training, value);
-            line(value, model, training, arguments.seconds)?;
-        }
-        println!();
-        Ok(())
-    };
+    let with =
+        |name: &str, values: &[usize], apply: fn(&mut TransformerConfig, &mut TrainingConfig, usize)| -> Result<()> {
+            header(name);
+            for &value in values {
+                let (mut model, mut training) = (model.clone(), training.clone());
+                apply(&mut model, &mut training, value);
+                line(value, model, training, arguments.seconds)?;
+            }
+            println!();
+            Ok(())
+        };
     if wanted(Table::Batch) {
         with("sequences a batch", &[1, 2, 4, 8, 16, 32, 64], |_, training, size| training.batch_size = size)?;
     }
