@@ -63,7 +63,7 @@ fn functions(file: &[u8]) -> Vec<(&str, &[u8])> {
 /// prefix 66, W = 0, length 256 or 512, and the opcodes 98…9E, A8…AE, B8…BE with an even number. Bytes that look like
 /// this by chance in the middle of other instructions are so rare that code without them counts 0.
 fn fused_instructions(code: &[u8]) -> usize {
-    let opcode = |byte: u8| matches!(byte >> 4, 0x9 | 0xa | 0xb) && matches!(byte & 15, 0x8 | 0xa | 0xc | 0xe);
+    let opcode = |byte: u8| matches!(byte >> 4, 0x9..=0xb) && matches!(byte & 15, 0x8 | 0xa | 0xc | 0xe);
     let vex = |c: &[u8]| c[0] == 0xc4 && c[1] & 0x1f == 2 && c[2] & 0x87 == 0x05 && opcode(c[3]);
     let evex = |c: &[u8]| {
         let length = c[3] >> 5 & 3;
