@@ -111,6 +111,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for index in 0..steps.div_ceil(8) {
         step(&mut trainer, 2 + index as u64)?;
     }
+    // Before the reference's own matrices.
+    let peak_rss_mb = peak_rss_mb();
     // The reference is measured before, between and after the steps: the machine's speed changes while it runs.
     let mut references = vec![sgemm_gflops(workers)];
     let mut times = Vec::with_capacity(steps);
@@ -142,7 +144,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sgemm_gflops": sgemm_gflops.round(),
         "mfu": (gflops / sgemm_gflops * 1e3).round() / 1e3,
         "gemm_share": (in_products.as_secs_f64() / total / workers as f64 * 1e3).round() / 1e3,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_rss_mb,
         "blas_core": blas_core_name(),
         "steps": steps,
         "parameters": parameters,

@@ -41,6 +41,7 @@ pub mod kernels;
 pub mod layers;
 pub mod linalg;
 pub mod loss;
+mod memory;
 pub mod models;
 pub mod optim;
 pub mod parallel;
@@ -51,7 +52,7 @@ pub mod train;
 pub use config::{OnNonFinite, Optimizer, Preset, Schedule, Sharding, TrainingConfig, TransformerConfig};
 pub use error::{Error, Result};
 pub use models::transformer::Transformer;
-pub use train::Trainer;
+pub use train::{MemoryPlan, Trainer};
 
 /// The programs in the README, compiled and run with the tests.
 #[cfg(doctest)]

@@ -6,6 +6,9 @@ use super::{above_zero, below, positive, within};
 use crate::data::BatchOrder;
 use crate::{Error, Result};
 
+/// Tokens in the largest batch.
+const LARGEST_BATCH: u64 = 1 << 40;
+
 /// How the learning rate moves from its peak, after the warm-up, to the end of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -189,6 +192,13 @@ impl TrainingConfig {
         positive("top_k", self.top_k)?;
         positive("workers", self.workers)?;
         positive("scores_budget", self.scores_budget)?;
+        // The products of sizes below must not overflow.
+        if (self.batch_size as u64).saturating_mul(self.sequence_length as u64) > LARGEST_BATCH {
+            return Err(Error::config("batch_size", self.batch_size, "times sequence_length must be at most 2^40"));
+        }
+        if self.workers > 1 << 16 {
+            return Err(Error::config("workers", self.workers, "must be at most 65536"));
+        }
         for (name, steps) in [
             ("max_steps", self.max_steps),
             ("epochs", self.epochs),

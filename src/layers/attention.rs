@@ -20,6 +20,7 @@ use super::{slice, slice_mut};
 use crate::kernels::elementwise::dot;
 use crate::kernels::softmax::{causal_probabilities, causal_softmax, softmax_backward};
 use crate::linalg::{Write, gemm};
+use crate::memory::Room;
 use crate::parallel::Parallelism;
 
 /// A tile's products are too small to be split; the heads are.
@@ -64,11 +65,15 @@ impl Scratch {
     /// Room for `workers` workers and sequences of up to `sequence_length`.
     #[must_use]
     pub fn new(workers: usize, sequence_length: usize) -> Self {
+        Self::within(&Room::default(), workers, sequence_length)
+    }
+
+    pub(crate) fn within(room: &Room, workers: usize, sequence_length: usize) -> Self {
         let tile = TILE.min(sequence_length);
         Self {
-            scores: Array3::zeros((workers, tile, sequence_length)),
-            dscores: Array3::zeros((workers, tile, sequence_length)),
-            row_dots: Array2::zeros((workers, tile)),
+            scores: room.tensor(workers, tile, sequence_length),
+            dscores: room.tensor(workers, tile, sequence_length),
+            row_dots: room.matrix(workers, tile),
         }
     }
 }

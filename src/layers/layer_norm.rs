@@ -7,6 +7,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::{slice, slice_mut};
 use crate::kernels;
+use crate::memory::Room;
 use crate::parallel::{Parallelism, for_rows};
 
 /// What the backward needs of the forward: one value of each a row.
@@ -22,7 +23,11 @@ impl Statistics {
     /// Room for `rows` rows.
     #[must_use]
     pub fn new(rows: usize) -> Self {
-        Self { mean: vec![0.0; rows], inverse_deviation: vec![0.0; rows] }
+        Self::within(&Room::default(), rows)
+    }
+
+    pub(crate) fn within(room: &Room, rows: usize) -> Self {
+        Self { mean: room.vector(rows), inverse_deviation: room.vector(rows) }
     }
 }
 

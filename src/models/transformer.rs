@@ -16,8 +16,8 @@ use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
 
 pub(crate) use backward::loss_and_gradients;
 pub(crate) use forward::{Pass, forward};
-pub(crate) use parameters::{NormIds, TransformerIds};
-pub(crate) use workspace::{Workspace, first};
+pub(crate) use parameters::{NormIds, TransformerIds, layout};
+pub(crate) use workspace::{Rooms, Workspace, first};
 
 use crate::checkpoint::tensors;
 use crate::config::TransformerConfig;
@@ -83,7 +83,7 @@ impl Transformer {
         load: impl FnOnce(&ParameterLayout) -> Result<ParameterStore>,
     ) -> Result<Self> {
         config.validate()?;
-        let (layout, ids) = parameters::layout(&config);
+        let (layout, ids) = layout(&config);
         let parameters = load(&layout)?;
         Ok(Self { config, layout, ids, parameters })
     }

@@ -22,6 +22,11 @@ pub(crate) struct OptimizerState {
 }
 
 impl OptimizerState {
+    /// How many buffers of the parameters' size the state has under `config`.
+    pub fn buffers(config: &TrainingConfig) -> usize {
+        1 + usize::from(config.optimizer == Optimizer::AdamW) + usize::from(config.moving_average_decay.is_some())
+    }
+
     /// The state before the first step: moments of 0, the average at the parameters themselves.
     pub fn new(layout: &ParameterLayout, config: &TrainingConfig, parameters: &ParameterStore) -> Self {
         Self {

@@ -10,11 +10,17 @@ use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
 use crate::layers::dropout::Masks;
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
+use crate::memory::Room;
 use crate::models::transformer::{Transformer, check_tokens};
 use crate::optim::{CHUNK, LearningRate, OptimizerState};
 use crate::parallel::for_each_indexed;
-use crate::params::ParameterStore;
+use crate::params::{ParameterLayout, ParameterStore};
 use crate::{Error, Result};
+
+/// A place for the norm of each chunk of the gradient.
+pub(super) fn norms(room: &Room, layout: &ParameterLayout) -> Vec<f64> {
+    room.vector(layout.buffer_length().div_ceil(CHUNK))
+}
 
 /// Everything of a trainer but its threads.
 #[derive(Debug)]
@@ -40,7 +46,7 @@ impl Engine {
             learning_rate: LearningRate::new(&config, config.max_steps.unwrap_or(u64::MAX)),
             optimizer: OptimizerState::new(layout, &config, model.parameters()),
             shards: Shard::all(model.config(), &config, layout),
-            norms: vec![0.0; layout.buffer_length().div_ceil(CHUNK)],
+            norms: norms(&Room::default(), layout),
             steps: 0,
             evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
             saving: Saving::default(),

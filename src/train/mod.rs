@@ -6,6 +6,7 @@
 
 mod checkpointing;
 mod engine;
+mod memory_plan;
 mod recovery;
 mod reduction;
 mod report;
@@ -15,6 +16,7 @@ mod word_trainer;
 mod word_worker;
 
 pub use checkpointing::ResumeOptions;
+pub use memory_plan::MemoryPlan;
 pub use report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 pub use trainer::{RunSummary, Trainer};
 pub use word_trainer::{WordProgress, WordSummary, WordTrainer};

@@ -7,7 +7,7 @@ use crate::data::Batch;
 use crate::layers::dropout::Masks;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::models::transformer::{Model, Pass, Workspace, first, forward, loss_and_gradients};
+use crate::models::transformer::{Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
 use crate::parallel::{Parallelism, part_of};
 use crate::params::{ParameterLayout, ParameterStore};
 
@@ -28,6 +28,34 @@ impl TrainingConfig {
             chosen => chosen,
         }
     }
+}
+
+/// The number of shards, and the workers inside each.
+fn split(training: &TrainingConfig, layout: &ParameterLayout) -> (usize, Parallelism) {
+    match training.effective_sharding(layout.parameter_count()) {
+        Sharding::Operations => (1, Parallelism::workers(training.workers)),
+        _ => (training.workers, Parallelism::SEQUENTIAL),
+    }
+}
+
+/// The workspace of shard `shard` of `shards`: for its largest part of a micro-batch.
+fn workspace(
+    rooms: &Rooms,
+    config: &TransformerConfig,
+    training: &TrainingConfig,
+    (shard, shards): (usize, usize),
+    parallelism: Parallelism,
+) -> Workspace {
+    let (length, budget) = (training.sequence_length, training.scores_budget);
+    let tokens = largest_part(training.batch_size, shard, shards) * length;
+    Workspace::within(rooms, config, tokens, length, budget, parallelism, true)
+}
+
+/// The most sequences that part `part` of `parts` of a batch may have, of up to `batch_size` sequences.
+fn largest_part(batch_size: usize, part: usize, parts: usize) -> usize {
+    // A smaller batch may give this part one more than the whole does, but not one that is smaller by all parts' number.
+    let batches = batch_size.saturating_sub(parts)..=batch_size;
+    batches.map(|sequences| part_of(sequences, 1, part, parts).len()).max().unwrap_or(0)
 }
 
 /// A worker, or all workers together.
@@ -56,21 +84,29 @@ pub(super) struct Step<'a> {
 impl Shard {
     /// The shards of a trainer, each with room for its largest part of a micro-batch.
     pub fn all(config: &TransformerConfig, training: &TrainingConfig, layout: &ParameterLayout) -> Vec<Self> {
-        let (shards, parallelism) = match training.effective_sharding(layout.parameter_count()) {
-            Sharding::Operations => (1, Parallelism::workers(training.workers)),
-            _ => (training.workers, Parallelism::SEQUENTIAL),
-        };
-        let sequences = training.batch_size.div_ceil(shards);
-        let (length, budget) = (training.sequence_length, training.scores_budget);
+        let (shards, parallelism) = split(training, layout);
         (0..shards)
-            .map(|_| Self {
-                workspace: Workspace::new(config, sequences * length, length, budget, parallelism, true),
+            .map(|shard| Self {
+                workspace: workspace(&Rooms::default(), config, training, (shard, shards), parallelism),
                 parallelism,
                 gradients: ParameterStore::zeros(layout),
                 has_gradients: false,
                 sum: LossSum::default(),
             })
             .collect()
+    }
+
+    /// Counts the workspaces of all shards in `rooms`, which only measure, and returns the number of shards: each has a
+    /// gradient buffer besides.
+    pub fn measure(
+        rooms: &Rooms,
+        config: &TransformerConfig,
+        training: &TrainingConfig,
+        layout: &ParameterLayout,
+    ) -> usize {
+        let (shards, parallelism) = split(training, layout);
+        (0..shards).for_each(|shard| drop(workspace(rooms, config, training, (shard, shards), parallelism)));
+        shards
     }
 
     /// Forgets the former step.
@@ -138,6 +174,23 @@ impl Shard {
             let mut scores = first(&mut self.workspace.scores, targets.len());
             gemm(1.0, normalised, table.t(), Write::Replace, scores.view_mut(), self.parallelism);
             self.sum = self.sum + loss.evaluate(scores.view(), targets, top_k, self.parallelism);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_batch_gives_a_shard_more_than_it_has_room_for() {
+        for batch_size in 1..40 {
+            for parts in 1..12 {
+                for part in 0..parts {
+                    let largest = (1..=batch_size).map(|sequences| part_of(sequences, 1, part, parts).len()).max();
+                    assert_eq!(Some(largest_part(batch_size, part, parts)), largest, "{part} of {parts}, {batch_size}");
+                }
+            }
         }
     }
 }

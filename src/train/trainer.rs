@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use ndarray::ArrayViewD;
 
 use super::engine::Engine;
+use super::memory_plan::MemoryPlan;
 use super::report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
-use crate::config::TrainingConfig;
+use crate::config::{TrainingConfig, TransformerConfig};
 use crate::data::{Batch, SequenceSource};
 use crate::linalg::gemm::prepare_thread;
 use crate::linalg::self_check::verify_blas;
@@ -84,11 +85,7 @@ impl Trainer {
     /// [`Error::InvalidConfig`] if a value is not valid, or the sequences exceed the model's context;
     /// [`Error::BrokenBlas`] if BLAS computes wrong products; [`Error::Threads`] if the threads cannot be started.
     pub fn new(model: Transformer, config: TrainingConfig) -> Result<Self> {
-        config.validate()?;
-        if config.sequence_length > model.config().context {
-            let expected = format!("must be at most the model's context of {}", model.config().context);
-            return Err(Error::config("sequence_length", config.sequence_length, expected));
-        }
+        check(model.config(), &config)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|worker| format!("cllm worker {worker}"))
@@ -183,6 +180,12 @@ impl Trainer {
         self.pool.install(|| engine.evaluate(source, None))
     }
 
+    /// The memory that this trainer takes, the model's included: [`MemoryPlan::of`] its settings.
+    #[must_use]
+    pub fn memory_plan(&self) -> MemoryPlan {
+        MemoryPlan::of(self.engine.model.config(), &self.engine.config).expect("a trainer's settings are valid")
+    }
+
     /// Steps made so far.
     #[must_use]
     pub fn steps(&self) -> u64 {
@@ -215,6 +218,16 @@ impl Trainer {
     pub fn into_model(self) -> Transformer {
         self.engine.model
     }
+}
+
+/// Checks the settings of a run, and that its sequences fit the model.
+pub(super) fn check(model: &TransformerConfig, config: &TrainingConfig) -> Result<()> {
+    config.validate()?;
+    if config.sequence_length > model.context {
+        let expected = format!("must be at most the model's context of {}", model.context);
+        return Err(Error::config("sequence_length", config.sequence_length, expected));
+    }
+    Ok(())
 }
 
 fn run(

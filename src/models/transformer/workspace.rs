@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 use crate::config::TransformerConfig;
 use crate::layers::attention::Scratch;
 use crate::layers::layer_norm::Statistics;
+use crate::memory::Room;
 use crate::parallel::Parallelism;
 
 /// Fewer rows of scores than this would stream the vocabulary's weights through the cache too often.
@@ -48,6 +49,13 @@ pub(crate) struct Gradients {
     pub dropped: Array2<f32>,
 }
 
+/// Where the buffers of workspaces come from: what the backward needs of the forward, and everything else.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms {
+    pub activations: Room,
+    pub scratch: Room,
+}
+
 /// The buffers of one worker, or of all workers together.
 #[derive(Clone, Debug)]
 pub(crate) struct Workspace {
@@ -74,16 +82,31 @@ impl Workspace {
         parallelism: Parallelism,
         with_gradients: bool,
     ) -> Self {
+        let rooms = Rooms::default();
+        Self::within(&rooms, config, tokens, sequence_length, scores_budget, parallelism, with_gradients)
+    }
+
+    /// As [`new`](Self::new), its buffers from `rooms`.
+    pub fn within(
+        Rooms { activations, scratch }: &Rooms,
+        config: &TransformerConfig,
+        tokens: usize,
+        sequence_length: usize,
+        scores_budget: usize,
+        parallelism: Parallelism,
+        with_gradients: bool,
+    ) -> Self {
         let (dim, hidden) = (config.dim, config.feed_forward);
-        let zeros = |columns| Array2::zeros((tokens, columns));
+        let zeros = |columns| activations.matrix(tokens, columns);
+        let gradient_zeros = |columns| scratch.matrix(tokens, columns);
         let block = || BlockActivations {
             middle: zeros(dim),
-            attention_norm: Statistics::new(tokens),
+            attention_norm: Statistics::within(activations, tokens),
             attention_input: zeros(dim),
             qkv: zeros(3 * dim),
-            log_sum_exp: Array2::zeros((config.heads, tokens)),
+            log_sum_exp: activations.matrix(config.heads, tokens),
             attended: zeros(dim),
-            feed_forward_norm: Statistics::new(tokens),
+            feed_forward_norm: Statistics::within(activations, tokens),
             feed_forward_input: zeros(dim),
             derivative: zeros(hidden),
             hidden: zeros(hidden),
@@ -93,16 +116,16 @@ impl Workspace {
         Self {
             residual: (0..=config.layers).map(|_| zeros(dim)).collect(),
             blocks: (0..config.layers).map(|_| block()).collect(),
-            final_norm: Statistics::new(tokens),
+            final_norm: Statistics::within(activations, tokens),
             normalised: zeros(dim),
-            scores: Array2::zeros((score_rows, config.vocabulary_size)),
-            attention: Scratch::new(parallelism.count(), sequence_length),
+            scores: scratch.matrix(score_rows, config.vocabulary_size),
+            attention: Scratch::within(scratch, parallelism.count(), sequence_length),
             gradients: with_gradients.then(|| Gradients {
-                residual: zeros(dim),
-                layer: zeros(dim),
-                qkv: zeros(3 * dim),
-                hidden: zeros(hidden),
-                dropped: if config.residual_dropout > 0.0 { zeros(dim) } else { Array2::zeros((0, dim)) },
+                residual: gradient_zeros(dim),
+                layer: gradient_zeros(dim),
+                qkv: gradient_zeros(3 * dim),
+                hidden: gradient_zeros(hidden),
+                dropped: if config.residual_dropout > 0.0 { gradient_zeros(dim) } else { Array2::zeros((0, dim)) },
             }),
         }
     }
