@@ -9,6 +9,7 @@ mod engine;
 mod recovery;
 mod reduction;
 mod report;
+mod saving;
 mod shard;
 mod trainer;
 mod word_trainer;

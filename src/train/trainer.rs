@@ -259,6 +259,6 @@ fn run(
             break;
         }
     }
-    engine.finish_saving()?;
+    engine.saving.finish()?;
     Ok(RunSummary { steps: engine.steps, stopped, last, tokens, training_time })
 }
