@@ -128,6 +128,20 @@ impl<'a> WordReader<'a> {
         Ok(())
     }
 
+    /// Goes on at `position`, which a reader of the same text and range had after a piece.
+    pub fn seek(&mut self, position: u64) -> Result<()> {
+        self.restart()?;
+        if position <= self.position() || self.file.is_none() {
+            return Ok(());
+        }
+        // At the boundary of two files the end of the first is still to be met.
+        while self.file_end < position && self.index + 1 < self.corpus.files.len() {
+            self.index += 1;
+            self.file_end += self.corpus.files[self.index].bytes;
+        }
+        self.open(position)
+    }
+
     fn open(&mut self, at: u64) -> Result<()> {
         let (path, begin) = self.file();
         let mut file = File::open(path).map_err(|error| Error::io(path)(error))?;
@@ -149,7 +163,11 @@ impl<'a> WordReader<'a> {
         let mut read = 0;
         while read < wanted {
             match file.read(&mut self.buffer[self.left.end..][..wanted - read]) {
-                Ok(0) => break,
+                Ok(0) => {
+                    let path = &self.corpus.files[self.index].path;
+                    let missing = self.file_end - self.filled_to;
+                    return Err(Error::invalid_file(path, format!("the file was cut: {missing} bytes are missing")));
+                }
                 Ok(count) => {
                     read += count;
                     self.left.end += count;
@@ -288,6 +306,45 @@ mod tests {
                 assert_eq!(found, whole, "cut at {first} and {second}");
             }
         }
+    }
+
+    #[test]
+    fn a_reader_goes_on_where_another_stopped() {
+        let (_folder, corpus) = corpus(&[b" a bb ccc\ndddd ", b"ee\n\nf gg", b"h", b"  \n i"]);
+        let end = corpus.total_bytes();
+        let show = |piece: Option<Piece<'_>>| format!("{piece:?}");
+        for range in [0..u64::MAX, 0..end, 3..17, 5..6, 15..16, 7..7, end..end, end - 3..end] {
+            let mut whole = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+            whole.restart().unwrap();
+            for pieces in 0.. {
+                let mut other = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+                other.seek(whole.position()).unwrap();
+                assert_eq!(other.position(), whole.position(), "{range:?} after {pieces} pieces");
+                let mut rest = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+                rest.restart().unwrap();
+                (0..pieces).for_each(|_| drop(rest.next().unwrap()));
+                loop {
+                    let expected = show(rest.next().unwrap());
+                    assert_eq!(show(other.next().unwrap()), expected, "{range:?} after {pieces} pieces");
+                    if expected == "None" {
+                        break;
+                    }
+                }
+                if whole.next().unwrap().is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_an_error() {
+        let (folder, corpus) = corpus(&[b"one two", b"three"]);
+        std::fs::write(folder.path().join("0.txt"), "one").unwrap();
+        let mut reader = WordReader::new(&corpus, WordSplit::Blanks, 0..u64::MAX);
+        reader.restart().unwrap();
+        let error = std::iter::repeat_with(|| reader.next().map(|_| ())).find_map(std::result::Result::err).unwrap();
+        assert!(matches!(&error, Error::InvalidFile { problem, .. } if problem.contains("4 bytes")), "{error}");
     }
 
     #[test]

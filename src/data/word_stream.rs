@@ -46,6 +46,17 @@ impl<'a> WordStream<'a> {
         self.reader.restart()
     }
 
+    /// Where the stream is: position, epoch, line, and words read.
+    pub fn place(&self) -> (u64, u64, u32, u64) {
+        (self.position(), self.epoch, self.line, self.words)
+    }
+
+    /// Goes to a place where a stream of the same part of the same text was.
+    pub fn seek(&mut self, (position, epoch, line, words): (u64, u64, u32, u64)) -> Result<()> {
+        (self.epoch, self.line, self.words) = (epoch, line, words);
+        self.reader.seek(position)
+    }
+
     /// Words of the corpus read so far, in all epochs, those that were passed over included.
     pub fn words(&self) -> u64 {
         self.words

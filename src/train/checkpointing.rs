@@ -256,7 +256,7 @@ impl Engine {
     }
 
     fn state(&self) -> State<'_> {
-        let mut settings = Map::new();
+        let (data, mut settings) = (&self.data, Map::new());
         settings.insert("model".into(), json(self.model.config()));
         settings.insert("training".into(), json(&self.config));
         let manifest = Manifest {
@@ -267,7 +267,7 @@ impl Engine {
             schedule_steps: self.learning_rate.total(),
             learning_rate_factor: self.recovery.learning_rate_factor,
             seed: self.config.seed,
-            data: self.data.record.clone(),
+            data: data.record.as_ref().or(data.expected.as_ref().map(|(expected, _)| expected)).cloned(),
             settings,
             state: Map::new(),
             files: BTreeMap::new(),

@@ -12,6 +12,7 @@ mod report;
 mod saving;
 mod shard;
 mod trainer;
+mod word_checkpointing;
 mod word_trainer;
 mod word_worker;
 
