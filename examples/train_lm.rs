@@ -129,7 +129,7 @@ struct Outcome {
 
 /// Trains to the end, or until the user interrupts.
 fn run(trainer: &mut Trainer, setup: &Setup, interrupt: &Interrupt, record: &mut Record) -> Result<RunSummary> {
-    let mut display = ProgressDisplay::starting_at(trainer.steps());
+    let mut display = ProgressDisplay::new();
     let mut failure = None;
     let summary = trainer.run(&setup.training, setup.validation.as_ref(), |progress| {
         if let Err(error) = report(progress, record, &mut display) {

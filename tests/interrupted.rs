@@ -122,7 +122,10 @@ fn only_the_length_of_a_resumed_run_may_change() {
     succeed(new_run(folder, "halves", "--steps 7 --schedule constant"));
     let before = model(folder, "halves");
     for (flags, message) in [
-        (vec!["--dim", "32", "--seed", "7"], "--dim is 16 in the run, 32 was given; --seed is 0 in the run, 7 was given"),
+        (
+            vec!["--dim", "32", "--seed", "7"],
+            "--dim is 16 in the run, 32 was given; --seed is 0 in the run, 7 was given",
+        ),
         (vec!["--steps", "6"], "--steps is 7 in the run, 6 was given"),
         (vec!["--epochs", "1"], "--epochs is null in the run, 1 was given"),
         (vec!["--workers", "3"], "--workers is 2 in the run, 3 was given"),
@@ -150,6 +153,59 @@ fn only_the_length_of_a_resumed_run_may_change() {
         let output = resume(folder, absent, &[]).output().unwrap();
         assert!(output.status.code() == Some(1) && stderr(&output).contains(message), "{}", stderr(&output));
     }
+}
+
+/// A run of word embeddings on the corpus in `folder`.
+fn new_words(folder: &Path, run: &str, flags: &str) -> Command {
+    let mut command = example("train_embeddings");
+    command.arg("--data").arg(corpus(folder)).arg("--run").arg(folder.join(run));
+    command.arg("--out").arg(folder.join(run).with_extension("vec"));
+    command.args("--dim 8 --min-count 1 --workers 2 --keep 0".split(' ')).args(flags.split(' '));
+    command
+}
+
+fn resume_words(folder: &Path, run: &str, flags: &[&str]) -> Command {
+    let mut command = example("train_embeddings");
+    command.current_dir(folder).arg("--resume").arg(run).args(flags);
+    command
+}
+
+#[test]
+fn resumed_word_embeddings_end_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for model in ["skipgram", "cbow"] {
+        let [whole, halves] = ["whole", "halves"].map(|name| format!("{model}-{name}"));
+        let flags = format!("--model {model} --epochs 4 --save-every 1000");
+        succeed(new_words(folder, &whole, &flags));
+        succeed(new_words(folder, &halves, &flags));
+        let out = folder.join(&halves).with_extension("vec");
+        let expected = fs::read(folder.join(&whole).with_extension("vec")).unwrap();
+        let checkpoints = folder.join(&halves).join("checkpoints");
+        let names = fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with("step-")).collect();
+        names.sort();
+        let middle = names.len() / 2;
+        assert!(middle >= 2, "{names:?}");
+        names[middle + 1..].iter().for_each(|name| fs::remove_dir_all(checkpoints.join(name)).unwrap());
+        fs::write(checkpoints.join("latest"), format!("{}\n", names[middle])).unwrap();
+        fs::remove_file(&out).unwrap();
+        let output = succeed(resume_words(folder, &halves, &["--model", model]));
+        assert!(stderr(&output).contains("resumed at word "), "{}", stderr(&output));
+        assert!(fs::read(&out).unwrap() == expected, "{model}");
+        // Where no checkpoint was written, the run begins anew.
+        fs::remove_dir_all(&checkpoints).unwrap();
+        fs::remove_file(&out).unwrap();
+        succeed(resume_words(folder, &halves, &[]));
+        assert!(fs::read(&out).unwrap() == expected, "{model}");
+    }
+    let output = new_words(folder, "cbow-whole", "--epochs 4").output().unwrap();
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("--resume"), "{}", stderr(&output));
+    for (flags, message) in [(["--dim", "16"], "--dim is 8"), (["--epochs", "3"], "--epochs is 4")] {
+        let output = resume_words(folder, "cbow-whole", &flags).output().unwrap();
+        assert!(output.status.code() == Some(1) && stderr(&output).contains(message), "{}", stderr(&output));
+    }
+    succeed(resume_words(folder, "cbow-whole", &["--epochs", "5"]));
 }
 
 fn signal(child: &Child, signal: libc::c_int) {
@@ -194,6 +250,36 @@ fn an_interrupted_run_saves_says_so_and_goes_on_to_the_same_bytes() {
     assert!(first < second, "{first} {second}");
     succeed(new_run(folder, "whole", &format!("--steps {second} --schedule constant --save-every 0")));
     assert!(model(folder, "run") == model(folder, "whole"), "{first} and {second} steps");
+}
+
+#[test]
+fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let saved = |name: &str| folder.join(name).join("checkpoints/latest").exists();
+    // The signal follows the first checkpoint by milliseconds, and the rest of the run takes a second; should that ever be
+    // too short, a longer run will do.
+    for epochs in [1000, 10_000, 100_000] {
+        let flags = format!("--epochs {epochs} --save-every 100000");
+        let name = format!("run-{epochs}");
+        let output = interrupt(new_words(folder, &name, &flags), libc::SIGTERM, || saved(&name));
+        if output.status.success() {
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(SAVED), "{}", stderr(&output));
+        let last = last_step(folder, &name);
+        assert!(
+            stderr(&output).contains(&format!("interrupted at word {last}, which is saved")),
+            "{}",
+            stderr(&output)
+        );
+        succeed(resume_words(folder, &name, &[]));
+        succeed(new_words(folder, "whole", &flags));
+        let vectors = |name: &str| fs::read(folder.join(name).with_extension("vec")).unwrap();
+        assert!(vectors(&name) == vectors("whole"));
+        return;
+    }
+    panic!("no run was interrupted");
 }
 
 /// A second signal does not wait for the step. A step of this model takes long enough to be met by both.

@@ -121,8 +121,7 @@ fn a_stopped_run_is_continued_exactly() {
 fn an_asynchronous_run_goes_on_at_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let text = corpus(&folder.path().join("text"), 300);
-    let config =
-        WordTrainingConfig { mode: WorkerMode::Async, workers: 2, save_interval: Some(1000), ..config() };
+    let config = WordTrainingConfig { mode: WorkerMode::Async, workers: 2, save_interval: Some(1000), ..config() };
     let mut whole = trainer(&text, &config);
     whole.save_to(folder.path()).unwrap();
     let summary = to_the_end(&mut whole, &text).unwrap();
@@ -170,8 +169,11 @@ fn what_differs_is_refused_by_name() {
 
     let other = folder.path().join("other");
     let changed = corpus(&other, 300);
-    std::fs::write(other.join("b.txt"), std::fs::read_to_string(other.join("b.txt")).unwrap().replacen("w1 ", "w2 ", 1))
-        .unwrap();
+    std::fs::write(
+        other.join("b.txt"),
+        std::fs::read_to_string(other.join("b.txt")).unwrap().replacen("w1 ", "w2 ", 1),
+    )
+    .unwrap();
     let error = to_the_end(&mut resume(from).unwrap(), &changed).unwrap_err();
     assert!(matches!(&error, Error::Differences { differences } if differences[0].name == "fingerprint"), "{error}");
     to_the_end(&mut WordTrainer::resume(from, None, Accept::Anything).unwrap().0, &changed).unwrap();

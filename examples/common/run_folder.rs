@@ -27,7 +27,10 @@ impl RunFolder {
         fs::create_dir_all(&path).map_err(named)?;
         if path.join(CONFIG).exists() {
             let path = path.display();
-            return Err(format!("{path}: the folder holds a run already, and no run is overwritten; --resume {path} goes on with it").into());
+            return Err(format!(
+                "{path}: the folder holds a run already, and no run is overwritten; --resume {path} goes on with it"
+            )
+            .into());
         }
         if fs::read_dir(&path).map_err(named)?.next().is_some() {
             return Err(format!("{}: the folder holds something, and no run is overwritten", path.display()).into());

@@ -103,7 +103,8 @@ impl Setup {
             let (training, validation) = tokens.split_validation(flags.validation_fraction)?;
             (training, Some(validation))
         };
-        let TrainingConfig { batch_size, sequence_length, accumulation_steps, batch_order, seed, .. } = flags.training();
+        let TrainingConfig { batch_size, sequence_length, accumulation_steps, batch_order, seed, .. } =
+            flags.training();
         let sequences = batch_size * accumulation_steps;
         let training = SequenceSource::new(training, batch_order, sequences, sequence_length, seed)?;
         let validation = validation

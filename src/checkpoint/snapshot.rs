@@ -26,12 +26,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// A copy of `stores`.
     #[must_use]
-    pub fn new(
-        manifest: Manifest,
-        layout: &ParameterLayout,
-        stores: &[NamedStore<'_>],
-        files: &[NamedFile],
-    ) -> Self {
+    pub fn new(manifest: Manifest, layout: &ParameterLayout, stores: &[NamedStore<'_>], files: &[NamedFile]) -> Self {
         let zeros = stores.iter().map(|&(name, _)| (name, ParameterStore::zeros(layout))).collect();
         let mut snapshot =
             Self { manifest: manifest.clone(), layout: layout.clone(), stores: zeros, files: files.to_vec() };

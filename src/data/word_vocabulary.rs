@@ -167,7 +167,8 @@ mod tests {
         assert_eq!(text, "x 3\nfür 2\nx_1 1\n");
         let read = WordVocabulary::parse(text.as_bytes(), WordSplit::Blanks, 6).unwrap();
         assert_eq!((read.counts(), read.id("für"), read.word(2)), (built.counts(), Some(1), "x_1"));
-        for (wrong, words) in [("", 9), ("x 3\nx 2\n", 9), ("x\n", 9), (" 3\n", 9), ("x 0\n", 9), ("x -1\n", 9), ("x 3\n", 2)]
+        for (wrong, words) in
+            [("", 9), ("x 3\nx 2\n", 9), ("x\n", 9), (" 3\n", 9), ("x 0\n", 9), ("x -1\n", 9), ("x 3\n", 2)]
         {
             assert!(WordVocabulary::parse(wrong.as_bytes(), WordSplit::Blanks, words).is_err(), "{wrong:?}");
         }

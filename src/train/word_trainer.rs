@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::saving::Saving;
 use super::word_checkpointing::WordData;
 use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
+use crate::Result;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
 use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
-use crate::Result;
 
 /// Words of the corpus between two reports.
 const REPORT_WORDS: u64 = 1 << 17;

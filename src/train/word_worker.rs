@@ -161,11 +161,13 @@ impl<'a> WordWorker<'a> {
     pub fn at(shared: &'a Shared<'a>, index: usize, place: &WorkerPlace) -> Result<Self> {
         let mut worker = Self::new(shared, index);
         let Shared { config, vocabulary, negatives, corpus, .. } = shared;
-        let wrong = |what: &str| Err(Error::Shape {
-            what: format!("{what} of worker {index} in the checkpoint"),
-            expected: vec![2 * (config.block + config.window)],
-            found: vec![place.words.len(), place.lines.len()],
-        });
+        let wrong = |what: &str| {
+            Err(Error::Shape {
+                what: format!("{what} of worker {index} in the checkpoint"),
+                expected: vec![2 * (config.block + config.window)],
+                found: vec![place.words.len(), place.lines.len()],
+            })
+        };
         if place.words.len() != place.lines.len() || place.words.len() != 2 * (config.block + config.window) {
             return wrong("the words in sight");
         }
