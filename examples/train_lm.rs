@@ -89,7 +89,7 @@ fn train(command: CommandLine) -> Result<ExitCode> {
     }
     record.draw(&folder.file("loss.svg"))?;
     if flags.sample > 0 {
-        let prompt = prompt(validation.as_ref().unwrap_or(training).tokens());
+        let prompt = prompt(validation.as_ref().unwrap_or(training).tokens())?;
         let sampling = Sampling { temperature: 0.8, seed: flags.seed, ..Sampling::default() };
         let sample = Generator::new(&model).generate(&prompt, flags.sample, &sampling)?;
         println!("\n{}\n", tokenizer.decode(&[prompt, sample].concat()));
@@ -161,8 +161,8 @@ fn report(progress: &Progress<'_>, record: &mut Record, display: &mut ProgressDi
 }
 
 /// The first tokens of `tokens`.
-fn prompt(tokens: &TokenStore) -> Vec<u32> {
+fn prompt(tokens: &TokenStore) -> cllm::Result<Vec<u32>> {
     let mut prompt = vec![0; tokens.len().min(16)];
-    tokens.copy_to(0, &mut prompt);
-    prompt
+    tokens.copy_to(0, &mut prompt)?;
+    Ok(prompt)
 }

@@ -161,17 +161,19 @@ pub struct DataRecord {
 
 impl DataRecord {
     /// The record of `source`. Reads all its tokens once.
-    #[must_use]
-    pub fn of(source: &SequenceSource) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`](crate::data::TokenStore::copy_to).
+    pub fn of(source: &SequenceSource) -> Result<Self> {
+        Ok(Self {
             tokens: source.tokens().len() as u64,
             vocabulary_size: source.tokens().vocabulary_size() as u64,
-            fingerprint: source.tokens().fingerprint(),
+            fingerprint: source.tokens().fingerprint()?,
             order: source.order(),
             sequences: source.sequences() as u64,
             sequence_length: source.sequence_length() as u64,
             seed: source.seed(),
-        }
+        })
     }
 }
 

@@ -128,16 +128,27 @@ impl<'a> WordReader<'a> {
         Ok(())
     }
 
-    /// Goes on at `position`, which a reader of the same text and range had after a piece.
-    pub fn seek(&mut self, position: u64) -> Result<()> {
+    /// The index of the file being read, and how far the corpus is read.
+    pub fn place(&self) -> (usize, u64) {
+        (self.index, self.position())
+    }
+
+    /// Goes to a place where a reader of the same text and range was after a piece.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the place is not in the text.
+    pub fn seek(&mut self, (index, position): (usize, u64)) -> Result<()> {
         self.restart()?;
-        if position <= self.position() || self.file.is_none() {
+        if (index, position) == self.place() || self.file.is_none() {
             return Ok(());
         }
-        // At the boundary of two files the end of the first is still to be met.
-        while self.file_end < position && self.index + 1 < self.corpus.files.len() {
+        while self.index < index && self.index + 1 < self.corpus.files.len() {
             self.index += 1;
             self.file_end += self.corpus.files[self.index].bytes;
+        }
+        let (path, begin) = self.file();
+        if self.index != index || !(begin..=self.file_end).contains(&position) {
+            return Err(Error::invalid_file(path, format!("byte {position} of the text is not in file {index}")));
         }
         self.open(position)
     }
@@ -311,6 +322,10 @@ mod tests {
     #[test]
     fn a_reader_goes_on_where_another_stopped() {
         let (_folder, corpus) = corpus(&[b" a bb ccc\ndddd ", b"ee\n\nf gg", b"h", b"  \n i"]);
+        let mut reader = WordReader::new(&corpus, WordSplit::Blanks, 0..u64::MAX);
+        for place in [(0, 17), (1, 3), (4, 16), (9, 0), (3, u64::MAX)] {
+            assert!(matches!(reader.seek(place), Err(Error::InvalidFile { .. })), "{place:?}");
+        }
         let end = corpus.total_bytes();
         let show = |piece: Option<Piece<'_>>| format!("{piece:?}");
         for range in [0..u64::MAX, 0..end, 3..17, 5..6, 15..16, 7..7, end..end, end - 3..end] {
@@ -318,7 +333,7 @@ mod tests {
             whole.restart().unwrap();
             for pieces in 0.. {
                 let mut other = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
-                other.seek(whole.position()).unwrap();
+                other.seek(whole.place()).unwrap();
                 assert_eq!(other.position(), whole.position(), "{range:?} after {pieces} pieces");
                 let mut rest = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
                 rest.restart().unwrap();

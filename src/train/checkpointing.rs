@@ -135,7 +135,7 @@ impl Trainer {
                 .filter(|difference| difference.name != "workers"),
         );
         if let (Some(saved), Some(found)) = (&manifest.data, options.data) {
-            differences.extend(difference::data(saved, &to_map(&DataRecord::of(found))));
+            differences.extend(difference::data(saved, &to_map(&DataRecord::of(found)?)));
         }
         refuse(&differences, options.accept)?;
 
@@ -189,13 +189,13 @@ impl Engine {
         self.data.source = Some(source.clone());
         self.data.record = None;
         if let Some((expected, accept)) = &self.data.expected {
-            let found = to_map(&DataRecord::of(source));
+            let found = to_map(&DataRecord::of(source)?);
             refuse(&difference::data(expected, &found), *accept)?;
             self.data.record = Some(found);
             self.data.expected = None;
         }
         if self.saving.is_on() {
-            self.record_data();
+            self.record_data()?;
         }
         if self.rolls_back() && self.saving.snapshot().is_none() {
             self.saving(|saving, state| saving.take_snapshot(state).map(|_| ()))?;
@@ -218,7 +218,7 @@ impl Engine {
 
     /// Calls `save` with the state.
     fn saving<R>(&mut self, save: impl FnOnce(&mut Saving, State<'_>) -> Result<R>) -> Result<R> {
-        self.record_data();
+        self.record_data()?;
         let mut saving = std::mem::take(&mut self.saving);
         let result = save(&mut saving, self.state());
         self.saving = saving;
@@ -249,10 +249,11 @@ impl Engine {
         stores
     }
 
-    fn record_data(&mut self) {
+    fn record_data(&mut self) -> Result<()> {
         if let (None, Some(source)) = (&self.data.record, &self.data.source) {
-            self.data.record = Some(to_map(&DataRecord::of(source)));
+            self.data.record = Some(to_map(&DataRecord::of(source)?));
         }
+        Ok(())
     }
 
     fn state(&self) -> State<'_> {

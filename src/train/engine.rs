@@ -164,7 +164,7 @@ impl Engine {
         self.shards.iter_mut().for_each(Shard::begin);
         for index in 0..wanted {
             let batch = &mut self.evaluation_batch;
-            let rows = source.fill_evaluation(index * all / wanted, batch);
+            let rows = source.fill_evaluation(index * all / wanted, batch)?;
             let batch = &self.evaluation_batch;
             let tokens = [("evaluation inputs", batch.inputs()), ("evaluation targets", batch.targets())];
             for (what, tokens) in tokens {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU32;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{WordObjective, WordTrainingConfig};
-use crate::data::{AliasTable, TextFiles, WordStream, WordVocabulary};
+use crate::data::{AliasTable, StreamPlace, TextFiles, WordStream, WordVocabulary};
 use crate::kernels::elementwise::axpy;
 use crate::models::skip_gram::block::{Block, BlockLoss};
 use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing};
@@ -82,13 +82,9 @@ fn ends_of_shares(shares: usize, rows: usize, weight: impl Fn(usize) -> f64) -> 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WorkerPlace {
-    epoch: u64,
+    text: StreamPlace,
     /// The next block of this epoch.
     block: u64,
-    /// How far the corpus is read, in bytes, the line there, and the words read in all epochs.
-    offset: u64,
-    line: u32,
-    words_read: u64,
     /// The words in sight, and their lines.
     words: Vec<u32>,
     lines: Vec<u32>,
@@ -100,7 +96,7 @@ pub(super) struct WorkerPlace {
 
 impl WorkerPlace {
     pub fn words_read(&self) -> u64 {
-        self.words_read
+        self.text.words
     }
 }
 
@@ -160,7 +156,7 @@ impl<'a> WordWorker<'a> {
     /// What is wrong with the place.
     pub fn at(shared: &'a Shared<'a>, index: usize, place: &WorkerPlace) -> Result<Self> {
         let mut worker = Self::new(shared, index);
-        let Shared { config, vocabulary, negatives, corpus, .. } = shared;
+        let Shared { config, vocabulary, negatives, .. } = shared;
         let wrong = |what: &str| {
             Err(Error::Shape {
                 what: format!("{what} of worker {index} in the checkpoint"),
@@ -172,13 +168,13 @@ impl<'a> WordWorker<'a> {
             return wrong("the words in sight");
         }
         let known = |&word: &u32| word == NO_ROW || (word as usize) < vocabulary.len();
-        if !place.words.iter().all(known) || place.offset > corpus.total_bytes() || place.epoch >= config.epochs {
+        if !place.words.iter().all(known) || place.text.epoch >= config.epochs {
             return wrong("the place");
         }
-        worker.stream.seek((place.offset, place.epoch, place.line, place.words_read))?;
-        let number = BlockNumber { seed: config.seed, worker: index, epoch: place.epoch, block: place.block };
+        worker.stream.seek(&place.text)?;
+        let number = BlockNumber { seed: config.seed, worker: index, epoch: place.text.epoch, block: place.block };
         worker.block.windows.restore((&place.words, &place.lines, number), negatives);
-        worker.next_epoch = place.epoch + 1;
+        worker.next_epoch = place.text.epoch + 1;
         worker.epoch_loss = BlockLoss { loss: place.loss, pairs: place.pairs };
         // A run that was made longer goes on.
         worker.state =
@@ -191,14 +187,10 @@ impl<'a> WordWorker<'a> {
         if self.state == State::AtEnd {
             return None;
         }
-        let (offset, epoch, line, words_read) = self.stream.place();
         let (words, lines, number) = self.block.windows.place();
         Some(WorkerPlace {
-            epoch,
+            text: self.stream.place(),
             block: number.block,
-            offset,
-            line,
-            words_read,
             words: words.to_vec(),
             lines: lines.to_vec(),
             loss: self.epoch_loss.loss,
