@@ -2,23 +2,41 @@
 
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use cllm::checkpoint::Accept;
 use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
-use cllm::data::{WordSplit, WordVocabulary};
+use cllm::data::{TextFiles, WordSplit, WordVocabulary};
 use cllm::export::word2vec;
 use cllm::train::WordTrainer;
+use serde::{Deserialize, Serialize};
 
 #[path = "common/corpus.rs"]
 mod corpus;
+#[path = "common/interrupt.rs"]
+mod interrupt;
 #[path = "common/memory.rs"]
 mod memory;
 #[path = "common/progress.rs"]
 mod progress;
+#[path = "common/recorded.rs"]
+mod recorded;
+#[path = "common/run_folder.rs"]
+#[allow(dead_code)] // word embeddings have no metrics
+mod run_folder;
 
-#[derive(Parser)]
-#[command(about = "Train word embeddings")]
+use interrupt::Interrupt;
+use run_folder::{CONFIG, RunFolder};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Trains word embeddings.
+///
+/// With --run, an interrupted run (Ctrl-C, SIGTERM) finishes its block, saves and exits with code 75; --resume goes on
+/// with it. A second signal ends it at once.
+#[derive(Clone, Parser, Serialize, Deserialize)]
 struct Arguments {
     /// Text files and folders; the Rust sources of the local cargo registry if there are none
     #[arg(long, num_args = 1..)]
@@ -40,9 +58,9 @@ struct Arguments {
     /// Threshold of the subsampling of frequent words; 0 keeps all
     #[arg(long, default_value_t = 1e-3)]
     sample: f64,
-    /// Passes over the text [default: 5]
-    #[arg(long)]
-    epochs: Option<u64>,
+    /// Passes over the text
+    #[arg(long, default_value_t = 5)]
+    epochs: u64,
     /// [default: 0.025, or 0.05 for cbow]
     #[arg(long)]
     learning_rate: Option<f64>,
@@ -63,75 +81,177 @@ struct Arguments {
     out: Option<PathBuf>,
     #[arg(long, default_value = "word2vec")]
     format: Format,
+    /// Folder for checkpoints; new or empty
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
+    run: Option<PathBuf>,
+    /// Words of the text between checkpoints; 0 writes one only at the end, or when interrupted
+    #[arg(long, default_value_t = 20_000_000, value_name = "N")]
+    save_every: u64,
+    /// Checkpoints that are kept, the last ones; 0 keeps all
+    #[arg(long, default_value_t = 3, value_name = "K")]
+    keep: usize,
+    /// Go on with the run in this folder, with its flags and data; --epochs may grow
+    #[arg(long, value_name = "DIR", conflicts_with = "run")]
+    #[serde(skip)]
+    resume: Option<PathBuf>,
+    /// What may differ where a run is resumed: exact (nothing that changes the result), rounding (another machine or BLAS)
+    /// or anything (other data as well)
+    #[arg(long, default_value = "exact", value_parser = recorded::accept, requires = "resume")]
+    #[serde(skip)]
+    accept: Accept,
     /// Print one line of JSON at the end
     #[arg(long)]
+    #[serde(skip)]
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
 enum Model {
     Skipgram,
     Cbow,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
 enum Mode {
     Deterministic,
     Async,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
 enum Format {
     Word2vec,
     Word2vecBin,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
-    let sources = arguments.data.is_empty();
-    let split = if sources { WordSplit::Identifiers } else { WordSplit::Blanks };
-    let corpus = corpus::collect(&arguments.data, None)?;
-    let vocabulary = WordVocabulary::build(&corpus, split, arguments.min_count)?;
+/// What `config.json` of a run folder holds.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    files: Vec<PathBuf>,
+    /// The command line, completed.
+    flags: Arguments,
+}
 
-    let objective = match arguments.model {
-        Model::Skipgram => WordObjective::SkipGram,
-        Model::Cbow => WordObjective::Cbow,
+fn main() -> ExitCode {
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    train(arguments, &matches).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+impl Arguments {
+    /// With paths that say the same wherever the program runs.
+    fn completed(mut self) -> std::io::Result<Self> {
+        for path in self.data.iter_mut().chain(&mut self.out) {
+            *path = std::path::absolute(&*path)?;
+        }
+        Ok(self)
+    }
+
+    fn config(&self) -> WordTrainingConfig {
+        let objective = match self.model {
+            Model::Skipgram => WordObjective::SkipGram,
+            Model::Cbow => WordObjective::Cbow,
+        };
+        let defaults = WordTrainingConfig::default();
+        WordTrainingConfig {
+            objective,
+            dim: self.dim,
+            window: self.window,
+            negatives: self.negatives,
+            sample: self.sample,
+            epochs: self.epochs,
+            learning_rate: self.learning_rate.unwrap_or(match objective {
+                WordObjective::SkipGram => 0.025,
+                WordObjective::Cbow => 0.05,
+            }),
+            workers: self.workers,
+            mode: match self.mode {
+                Mode::Deterministic => WorkerMode::Deterministic,
+                Mode::Async => WorkerMode::Async,
+            },
+            block: self.block.unwrap_or(defaults.block),
+            shared_negatives: self.shared_negatives.unwrap_or(defaults.shared_negatives),
+            save_interval: (self.save_every > 0).then_some(self.save_every),
+            keep_checkpoints: (self.keep > 0).then_some(self.keep),
+            seed: self.seed,
+            ..defaults
+        }
+    }
+}
+
+/// The flags, text and folder of a new run, or of the one that is resumed.
+fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles, Option<RunFolder>)> {
+    let given = given.completed()?;
+    given.config().validate()?;
+    let Some(path) = given.resume.clone() else {
+        let corpus = corpus::collect(&given.data, None)?;
+        let folder = given.run.clone().map(RunFolder::create).transpose()?;
+        return Ok((given, corpus, folder));
     };
-    let defaults = WordTrainingConfig::default();
-    let config = WordTrainingConfig {
-        objective,
-        dim: arguments.dim,
-        window: arguments.window,
-        negatives: arguments.negatives,
-        sample: arguments.sample,
-        epochs: arguments.epochs.unwrap_or(5),
-        learning_rate: arguments.learning_rate.unwrap_or(match objective {
-            WordObjective::SkipGram => 0.025,
-            WordObjective::Cbow => 0.05,
-        }),
-        workers: arguments.workers,
-        mode: match arguments.mode {
-            Mode::Deterministic => WorkerMode::Deterministic,
-            Mode::Async => WorkerMode::Async,
+    let folder = RunFolder::of_run(path)?;
+    let Description { files, flags } = folder.read_json(CONFIG)?;
+    let flags = recorded::continued(&flags, &given, matches, &["epochs"], given.accept)?;
+    let corpus = corpus::collect_again(&files, flags.data.is_empty(), None)?;
+    Ok((Arguments { resume: given.resume, accept: given.accept, json: given.json, ..flags }, corpus, Some(folder)))
+}
+
+/// The trainer at its last checkpoint if there is one, or else at its beginning.
+fn trainer(arguments: &Arguments, corpus: &TextFiles, folder: Option<&RunFolder>) -> Result<WordTrainer> {
+    let new = || {
+        let split = if arguments.data.is_empty() { WordSplit::Identifiers } else { WordSplit::Blanks };
+        WordTrainer::new(WordVocabulary::build(corpus, split, arguments.min_count)?, arguments.config())
+    };
+    let Some(folder) = folder else { return Ok(new()?) };
+    let mut trainer = match &arguments.resume {
+        None => new()?,
+        Some(path) => match WordTrainer::resume(path, Some(arguments.config()), arguments.accept) {
+            Err(cllm::Error::NoCheckpoint { .. }) => new()?,
+            resumed => recorded::taken_up(resumed)?,
         },
-        block: arguments.block.unwrap_or(defaults.block),
-        shared_negatives: arguments.shared_negatives.unwrap_or(defaults.shared_negatives),
-        seed: arguments.seed,
-        ..defaults
     };
+    // Held before it is changed: the run may still be going on.
+    trainer.save_to(folder.path())?;
+    let files = corpus.paths().map(Path::to_path_buf).collect();
+    folder.write_json(CONFIG, &Description { files, flags: arguments.clone() })?;
+    Ok(trainer)
+}
+
+fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
+    let (arguments, corpus, folder) = begin(given, matches)?;
+    let mut trainer = trainer(&arguments, &corpus, folder.as_ref())?;
     let mut display = progress::ProgressDisplay::new();
+    let vocabulary = trainer.vocabulary();
     display.line(&format!("{}: {} words, vocabulary {}", corpus.name(), vocabulary.corpus_words(), vocabulary.len()));
-    let all_words = vocabulary.corpus_words() * config.epochs;
-    let mut trainer = WordTrainer::new(vocabulary, config)?;
+    let all_words = vocabulary.corpus_words() * trainer.config().epochs;
+    if arguments.resume.is_some() {
+        display.line(&format!("resumed at word {}", trainer.words()));
+    }
+    // Without a folder to save to, a signal ends the process as it always does.
+    let interrupt = folder.as_ref().map(|_| Interrupt::watch()).transpose()?;
     let summary = trainer.run(&corpus, |progress| {
         let message = format_args!("loss {:.4}, {:.0} words/s", progress.loss, progress.words_per_second);
         display.update(progress.words.min(all_words), all_words, message);
-        ControlFlow::Continue(())
-    })?;
+        let stop = interrupt.as_ref().is_some_and(Interrupt::is_set);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     display.finish();
+    let summary = summary.map_err(recorded::explained)?;
+    if let Some(folder) = &folder {
+        if summary.run_words > 0 {
+            trainer.save(folder.path())?;
+        }
+        if summary.stopped {
+            let path = folder.path().display();
+            eprintln!("interrupted at word {}, which is saved; --resume {path} goes on", summary.words);
+            return Ok(ExitCode::from(interrupt::SAVED));
+        }
+    }
 
     let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
-    if sources {
+    if arguments.data.is_empty() {
         for word in ["Vec", "Option", "println", "usize", "impl", "unwrap"] {
             if let Some(id) = vocabulary.id(word) {
                 println!("{word}: {}", neighbours::<6>(vectors, id).map(|id| vocabulary.word(id)).join(" "));
@@ -145,7 +265,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     report(&summary, vocabulary, arguments.json);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The words whose vectors have the largest cosine with that of `id`, without itself.

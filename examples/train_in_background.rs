@@ -14,7 +14,12 @@ use clap::Parser;
 use cllm::data::{BatchOrder, SequenceSource, TextFiles, TextOptions, Tokenizer};
 use cllm::train::StepReport;
 use cllm::{Preset, Trainer, TrainingConfig, Transformer, TransformerConfig};
+use interrupt::Interrupt;
 use ndarray::Array2;
+
+#[path = "common/interrupt.rs"]
+#[allow(dead_code)] // nothing is saved here, so no exit code says so
+mod interrupt;
 
 #[derive(Parser)]
 struct Flags {
@@ -61,10 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     });
 
-    ctrlc::set_handler({
-        let cancelled = Arc::clone(&cancelled);
-        move || cancelled.store(true, Ordering::Relaxed)
-    })?;
+    let interrupt = Interrupt::watch()?;
     let deadline = Instant::now() + Duration::from_secs(flags.seconds);
     let mut steps = 0;
     loop {
@@ -80,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             // The training has ended, by itself or because it was told to.
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        if Instant::now() >= deadline {
+        if interrupt.is_set() || Instant::now() >= deadline {
             cancelled.store(true, Ordering::Relaxed);
         }
     }

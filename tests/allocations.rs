@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
-use cllm::data::{Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, WordSplit, WordVocabulary};
+use cllm::data::{
+    Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter, WordSplit, WordVocabulary,
+};
 use cllm::train::WordTrainer;
 use cllm::{Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 
@@ -69,6 +71,17 @@ fn tokens() -> TokenStore {
     TokenStore::from_tokens(&tokens, 50).unwrap()
 }
 
+/// The same tokens, read from a file.
+fn token_file() -> TokenStore {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = TokenWriter::create(folder.path().join("tokens"), 50).unwrap();
+    let mut ids = vec![0; tokens().len()];
+    tokens().copy_to(0, &mut ids).unwrap();
+    writer.write(&ids).unwrap();
+    // The open file outlives its name.
+    writer.finish().unwrap()
+}
+
 /// Runs `measure` and waits for the threads of the trainer that it has dropped: a thread pool does not wait for them, and
 /// they allocate as they end, which the next measurement must not count.
 fn alone(measure: impl FnOnce() -> u64) -> u64 {
@@ -87,7 +100,7 @@ fn alone(measure: impl FnOnce() -> u64) -> u64 {
 /// Allocations in `MEASURED` warm steps of a run, evaluations included.
 fn in_a_run(config: TrainingConfig, dropout: f32) -> u64 {
     let sequences = config.batch_size * config.accumulation_steps;
-    let source = SequenceSource::new(tokens(), config.batch_order, sequences, 70, 3).unwrap();
+    let source = SequenceSource::new(token_file(), config.batch_order, sequences, 70, 3).unwrap();
     let validation = SequenceSource::new(tokens().slice(0..1500), BatchOrder::Sequential, 1, 70, 0).unwrap();
     let config = TrainingConfig {
         sequence_length: 70,
@@ -160,7 +173,7 @@ fn warm_steps_allocate_nothing() {
         if step == WARM {
             start = ALLOCATIONS.load(Relaxed);
         }
-        source.fill(step, &mut batch);
+        source.fill(step, &mut batch).unwrap();
         trainer.step(&batch).unwrap();
     }
     let outside = ALLOCATIONS.load(Relaxed) - start;

@@ -57,7 +57,8 @@ fn a_run_leaves_a_whole_folder_and_prints_its_outcome() {
     let output = train_lm(folder.path(), "runs/first", &["--json"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let run = folder.path().join("runs/first");
-    let expected = ["config.json", "loss.svg", "metrics.jsonl", "model.safetensors", "tokenizer.json"];
+    let expected =
+        ["checkpoints", "config.json", "lock", "loss.svg", "metrics.jsonl", "model.safetensors", "tokenizer.json"];
     assert_eq!(files(&run), expected.map(str::to_owned).into());
 
     let config = json(&run.join("config.json"));
@@ -110,7 +111,7 @@ fn no_run_is_overwritten() {
     let before = fs::read(folder.path().join("out/metrics.jsonl")).unwrap();
     let output = train_lm(folder.path(), "out", &["--seed", "1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("no run is overwritten"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no run is overwritten; --resume "), "{}", stderr(&output));
     assert_eq!(fs::read(folder.path().join("out/metrics.jsonl")).unwrap(), before);
 }
 

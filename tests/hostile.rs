@@ -14,7 +14,7 @@ use cllm::checkpoint::Checkpoint;
 use cllm::data::{TokenStore, TokenWriter, Tokenizer};
 use cllm::train::ResumeOptions;
 use cllm::{Error, Trainer, Transformer};
-use support::{model_config, run_to, source, trainer, training_config};
+use support::{VOCABULARY, model_config, run_to, source, source_of, tokens, trainer, training_config};
 
 /// Counts what the threads of these tests hold.
 struct Counting;
@@ -322,6 +322,44 @@ fn a_damaged_token_file_does_no_harm() {
         // another one or none of the vocabulary.
         subject.flips(|byte| byte < 16 || (24..32).contains(&byte));
     }
+}
+
+/// A corpus that another program cuts, overwrites or replaces while it is trained on.
+#[test]
+fn a_token_file_that_changes_during_a_run_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokens");
+    let write = || {
+        let mut writer = TokenWriter::create(&path, VOCABULARY).unwrap();
+        let mut ids = vec![0; tokens().len()];
+        tokens().copy_to(0, &mut ids).unwrap();
+        writer.write(&ids).unwrap();
+        writer.finish().unwrap()
+    };
+    let config = training_config();
+    let run = |spoil: &dyn Fn()| {
+        let source = source_of(write(), &config);
+        let mut trainer = trainer(&config);
+        run_to(&mut trainer, &source, 4).unwrap();
+        let good = trainer.save(folder.path().join("run")).unwrap();
+        spoil();
+        let result = run_to(&mut trainer, &source, u64::MAX).map(|_| ());
+        if result.is_err() {
+            assert_eq!(Checkpoint::open(folder.path().join("run")).unwrap().folder(), good);
+            assert!(trainer.steps() >= 4);
+        }
+        result
+    };
+    let cut = |bytes| move |path: &Path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    for bytes in [0, 10, 32, 60] {
+        let error = run(&|| cut(bytes)(&path)).unwrap_err();
+        assert!(matches!(&error, Error::InvalidFile { path: cut, .. } if *cut == path), "{error}");
+    }
+    let error = run(&|| put(&path, &[0xff; 332])).unwrap_err();
+    assert!(matches!(error, Error::TokenOutOfRange { id: 65_535, .. }), "{error}");
+    // What is replaced or removed stays as it was.
+    run(&|| drop(write())).unwrap();
+    run(&|| fs::remove_file(&path).unwrap()).unwrap();
 }
 
 #[test]

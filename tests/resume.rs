@@ -100,7 +100,7 @@ fn steps_of_ones_own_resume_exactly() {
     let mut batch = Batch::zeros(3, 8);
     let mut steps = |trainer: &mut Trainer, range: std::ops::Range<u64>| {
         for step in range {
-            source.fill(step, &mut batch);
+            source.fill(step, &mut batch).unwrap();
             trainer.step(&batch).unwrap();
         }
     };

@@ -14,13 +14,23 @@ pub fn collect(paths: &[PathBuf], max_bytes: Option<u64>) -> Result<TextFiles> {
     if !paths.is_empty() {
         return TextFiles::collect(paths, &TextOptions { max_bytes, ..TextOptions::default() });
     }
-    let options = TextOptions {
+    TextFiles::collect(&[cargo_home().join("registry").join("src")], &default_options(max_bytes))
+}
+
+/// The corpus that `collect` found in `files`, which it was given or, if `by_default`, was not.
+pub fn collect_again(files: &[PathBuf], by_default: bool, max_bytes: Option<u64>) -> Result<TextFiles> {
+    let options =
+        if by_default { default_options(max_bytes) } else { TextOptions { max_bytes, ..TextOptions::default() } };
+    TextFiles::collect(files, &options)
+}
+
+fn default_options(max_bytes: Option<u64>) -> TextOptions {
+    TextOptions {
         endings: vec!["rs".to_owned()],
         max_bytes: max_bytes.or(Some(DEFAULT_BYTES)),
         // Nobody chose these files, so a stray byte in one of them is no mistake to report.
         invalid_utf8: InvalidUtf8::Replace,
-    };
-    TextFiles::collect(&[cargo_home().join("registry").join("src")], &options)
+    }
 }
 
 fn cargo_home() -> PathBuf {

@@ -3,14 +3,21 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use cllm::checkpoint::Accept;
 use cllm::data::{BatchOrder, TokenizerSource};
-use cllm::{Optimizer, Preset, Result, Schedule, TrainingConfig, TransformerConfig};
+use cllm::{OnNonFinite, Optimizer, Preset, Result, Schedule, TrainingConfig, TransformerConfig};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::recorded;
 
 /// Trains a language model on text.
 ///
 /// Without any flag: a small model, for about two minutes, on Rust sources that Cargo has downloaded.
-#[derive(Parser)]
+///
+/// An interrupted run (Ctrl-C, SIGTERM) finishes its step, saves and exits with code 75; --resume goes on with it. A second
+/// signal ends it at once.
+#[derive(Clone, Parser, Serialize, Deserialize)]
 // A flag given twice means its last value, so that scripts can add to a command line.
 #[command(args_override_self = true, allow_negative_numbers = true)]
 pub struct Flags {
@@ -116,20 +123,37 @@ pub struct Flags {
     /// Batches in an evaluation during the run; the last one takes the whole validation data
     #[arg(long, default_value_t = 50)]
     pub eval_batches: usize,
-    /// Updates between saves; the model is saved at the end in any case
-    #[arg(long)]
-    pub save_every: Option<u64>,
+    /// Updates between checkpoints; 0 writes one only at the end, or when interrupted
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub save_every: u64,
+    /// Checkpoints that are kept, the last ones; 0 keeps all
+    #[arg(long, default_value_t = 3, value_name = "K")]
+    pub keep: usize,
+    /// What to do when the loss or the gradient is not finite: stop, skip or roll-back
+    #[arg(long, default_value = "stop", value_parser = word::<OnNonFinite>, value_name = "POLICY")]
+    pub on_non_finite: OnNonFinite,
     /// Updates between lines of metrics.jsonl
     #[arg(long, default_value_t = 10)]
     pub log_every: u64,
     /// Folder for model, tokenizer, configuration and metrics; new or empty [default: runs/lm-N]
     #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
     pub out: Option<PathBuf>,
+    /// Go on with the run in this folder, with its flags, tokenizer and data; --steps and --epochs may grow
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+    /// What may differ where a run is resumed: exact (nothing that changes the result), rounding (another machine, BLAS or
+    /// number of workers) or anything (other data as well)
+    #[arg(long, default_value = "exact", value_parser = recorded::accept, requires = "resume")]
+    #[serde(skip)]
+    pub accept: Accept,
     /// Tokens in the sample that is printed at the end
     #[arg(long, default_value_t = 300)]
     pub sample: usize,
     /// Print a JSON object as the last line
     #[arg(long)]
+    #[serde(skip)]
     pub json: bool,
 }
 
@@ -142,6 +166,20 @@ fn word<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
 }
 
 impl Flags {
+    /// With everything filled in that follows from other flags, from the machine or from where the program runs: so they
+    /// say the same wherever and whenever they are read again.
+    pub fn completed(mut self) -> std::io::Result<Self> {
+        let (model, training) = (self.model(1), self.training());
+        (self.layers, self.heads, self.dim) = (Some(model.layers), Some(model.heads), Some(model.dim));
+        (self.ff, self.context) = (Some(model.feed_forward), Some(model.context));
+        (self.batch, self.workers) = (Some(training.batch_size), Some(training.workers));
+        (self.steps, self.min_learning_rate) = (training.max_steps, Some(training.minimum_learning_rate));
+        for path in self.data.iter_mut().chain(&mut self.validation) {
+            *path = std::path::absolute(&*path)?;
+        }
+        Ok(self)
+    }
+
     pub fn tokenizer_source(&self) -> Result<TokenizerSource> {
         match self.tokenizer.as_str() {
             "bpe" => Ok(TokenizerSource::BytePair { vocabulary_size: self.preset.model().vocabulary_size }),
@@ -188,7 +226,9 @@ impl Flags {
             moving_average_decay: self.average,
             evaluation_interval: Some(self.eval_every),
             evaluation_batches: Some(self.eval_batches),
-            save_interval: self.save_every,
+            save_interval: (self.save_every > 0).then_some(self.save_every),
+            keep_checkpoints: (self.keep > 0).then_some(self.keep),
+            on_non_finite: self.on_non_finite,
             batch_order: self.order,
             seed: self.seed,
             workers: self.workers.unwrap_or(default.workers),

@@ -49,7 +49,7 @@ pub fn token_store(folder: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(&path, bytes).expect("the folder is there");
     let store = TokenStore::open(&path)?;
     let mut tokens = vec![0; store.len().min(100)];
-    store.copy_to(store.len() - tokens.len(), &mut tokens);
+    store.copy_to(store.len() - tokens.len(), &mut tokens)?;
     assert!(tokens.iter().all(|&token| (token as usize) < store.vocabulary_size()));
     Ok(())
 }

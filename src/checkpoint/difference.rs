@@ -3,11 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::manifest::DataRecord;
+use super::manifest::to_map;
 use crate::kernels::dispatch::instruction_set;
 use crate::linalg::threads::blas_core_name;
+use crate::{Error, Result};
 
 /// What the arithmetic of a run depends on beside its settings and data: a run is exact where all of it is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,9 +122,9 @@ pub(crate) fn machines(saved: &Machine, found: &Machine) -> Vec<Difference> {
     .collect()
 }
 
-/// Differences between two data sources.
-pub(crate) fn data(saved: &DataRecord, found: &DataRecord) -> Vec<Difference> {
-    values(&value(saved), &value(found), |_, _, _| DifferenceKind::Data)
+/// Differences between two records of training data.
+pub(crate) fn data(saved: &Map<String, Value>, found: &Map<String, Value>) -> Vec<Difference> {
+    values(saved, found, |_, _, _| DifferenceKind::Data)
 }
 
 /// Differences between two configurations, as `kind` of (name, saved, found) says.
@@ -132,15 +133,14 @@ pub(crate) fn settings<T: Serialize>(
     found: &T,
     kind: impl Fn(&str, &Value, &Value) -> DifferenceKind,
 ) -> Vec<Difference> {
-    values(&value(saved), &value(found), kind)
+    values(&to_map(saved), &to_map(found), kind)
 }
 
-fn value(record: &impl Serialize) -> Value {
-    serde_json::to_value(record).expect("records and configurations have only string keys")
-}
-
-fn values(saved: &Value, found: &Value, kind: impl Fn(&str, &Value, &Value) -> DifferenceKind) -> Vec<Difference> {
-    let (Value::Object(saved), Value::Object(found)) = (saved, found) else { return Vec::new() };
+fn values(
+    saved: &Map<String, Value>,
+    found: &Map<String, Value>,
+    kind: impl Fn(&str, &Value, &Value) -> DifferenceKind,
+) -> Vec<Difference> {
     let none = Value::Null;
     found
         .iter()
@@ -148,6 +148,18 @@ fn values(saved: &Value, found: &Value, kind: impl Fn(&str, &Value, &Value) -> D
         .filter(|(_, saved, found)| saved != found)
         .map(|(name, saved, found)| difference(kind(name, saved, found), name, saved, found))
         .collect()
+}
+
+/// Fails unless `accept` covers all of `differences`.
+///
+/// # Errors
+/// [`Error::Differences`].
+pub(crate) fn refuse(differences: &[Difference], accept: Accept) -> Result<()> {
+    if differences.iter().all(|difference| accept.accepts(difference)) {
+        Ok(())
+    } else {
+        Err(Error::Differences { differences: differences.to_vec() })
+    }
 }
 
 fn difference(kind: DifferenceKind, name: &str, saved: impl fmt::Display, found: impl fmt::Display) -> Difference {

@@ -44,10 +44,16 @@ pub struct Manifest {
     pub learning_rate_factor: f64,
     /// Seed of all random streams, which are functions of it and the step.
     pub seed: u64,
-    /// The training data, if the trainer drew its batches itself; the next batch is number `step`.
-    pub data: Option<DataRecord>,
+    /// What is known of the training data, if the trainer drew its batches itself: a [`DataRecord`], for instance.
+    pub data: Option<Map<String, Value>>,
     /// Configurations by name, such as `model` and `training`.
     pub settings: Map<String, Value>,
+    /// What else the trainer goes on from, by name, such as the places in the text that its workers have reached.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub state: Map<String, Value>,
+    /// The sum of each file that holds no tensors, by name. Filled when the checkpoint is written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, Checksum>,
     /// The sum of each tensor, by file and name. Filled when the checkpoint is written.
     pub tensors: BTreeMap<String, TensorChecksums>,
 }
@@ -58,8 +64,15 @@ impl Manifest {
     /// # Errors
     /// [`Error::InvalidFile`] if it is missing or not of this type.
     pub fn setting<T: DeserializeOwned>(&self, path: &Path, name: &str) -> Result<T> {
-        let value = self.settings.get(name).ok_or_else(|| Error::invalid_file(path, format!("no setting `{name}`")))?;
-        T::deserialize(value).map_err(|error| Error::invalid_file(path, format!("setting `{name}`: {error}")))
+        member(&self.settings, path, "setting", name)
+    }
+
+    /// The part `name` of the state; `path` is the manifest's, for errors.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if it is missing or not of this type.
+    pub fn state<T: DeserializeOwned>(&self, path: &Path, name: &str) -> Result<T> {
+        member(&self.state, path, "state", name)
     }
 
     /// The file's content.
@@ -104,6 +117,22 @@ impl Manifest {
     }
 }
 
+fn member<T: DeserializeOwned>(values: &Map<String, Value>, path: &Path, what: &str, name: &str) -> Result<T> {
+    let value = values.get(name).ok_or_else(|| Error::invalid_file(path, format!("no {what} `{name}`")))?;
+    T::deserialize(value).map_err(|error| Error::invalid_file(path, format!("{what} `{name}`: {error}")))
+}
+
+/// `record` as a member of a manifest.
+///
+/// # Panics
+/// If it is no struct or map with string keys.
+pub(crate) fn to_map(record: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(record) {
+        Ok(Value::Object(map)) => map,
+        other => panic!("not a record: {other:?}"),
+    }
+}
+
 /// What is read before anything else, since the rest depends on it.
 #[derive(Deserialize)]
 struct Version {
@@ -132,17 +161,19 @@ pub struct DataRecord {
 
 impl DataRecord {
     /// The record of `source`. Reads all its tokens once.
-    #[must_use]
-    pub fn of(source: &SequenceSource) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`](crate::data::TokenStore::copy_to).
+    pub fn of(source: &SequenceSource) -> Result<Self> {
+        Ok(Self {
             tokens: source.tokens().len() as u64,
             vocabulary_size: source.tokens().vocabulary_size() as u64,
-            fingerprint: source.tokens().fingerprint(),
+            fingerprint: source.tokens().fingerprint()?,
             order: source.order(),
             sequences: source.sequences() as u64,
             sequence_length: source.sequence_length() as u64,
             seed: source.seed(),
-        }
+        })
     }
 }
 
@@ -164,6 +195,8 @@ pub(crate) mod tests {
             seed: u64::MAX,
             data: None,
             settings,
+            state: Map::new(),
+            files: BTreeMap::new(),
             tensors: BTreeMap::new(),
         }
     }

@@ -16,7 +16,7 @@
 //! The order of writing is given at [`RunFolder::write`]. There is no hidden state: batches, dropout and every other
 //! draw are functions of the seed and the step.
 //!
-//! A trainer gives its values as [`NamedStore`]s of one layout and a [`Manifest`]; it writes them at once with
+//! A trainer gives its values as [`NamedStore`]s of one layout, [`NamedFile`]s and a [`Manifest`]; it writes them at once with
 //! [`RunFolder::write`], or copies them to a [`Snapshot`] that a [`Saver`] writes beside training; [`Checkpoint`] reads
 //! them. Checksums find accidents; they do not make a checkpoint from an untrusted source trustworthy: its settings can
 //! ask for any amount of memory, as a configuration file can.
@@ -33,7 +33,8 @@ pub mod tensors;
 
 pub use checksum::{Checksum, Hasher};
 pub use difference::{Accept, Difference, DifferenceKind, Machine};
+pub(crate) use manifest::to_map;
 pub use manifest::{DataRecord, FORMAT_VERSION, Manifest};
 pub use reader::Checkpoint;
-pub use run_folder::{NamedStore, RunFolder};
+pub use run_folder::{NamedFile, NamedStore, RunFolder};
 pub use snapshot::{Saver, Snapshot, check_finite};

@@ -1,9 +1,10 @@
 //! A checkpoint that is read.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::checksum::Checksum;
 use super::manifest::Manifest;
 use super::run_folder::{CHECKPOINTS, LATEST, MANIFEST, Name, file_name, names};
 use super::tensors;
@@ -72,6 +73,26 @@ impl Checkpoint {
             }
         }
         Ok(store)
+    }
+
+    /// The content of the file `name`, which holds no tensors and must have the recorded checksum.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the manifest does not know it or it changed; [`Error::Io`].
+    pub fn file(&self, name: &str) -> Result<Vec<u8>> {
+        let recorded = self.manifest.files.get(name).copied();
+        let expected =
+            recorded.ok_or_else(|| Error::invalid_file(self.manifest_path(), format!("no checksum of {name}")))?;
+        let path = self.folder.join(name);
+        if !fs::metadata(&path).map_err(Error::io(&path))?.is_file() {
+            return Err(Error::invalid_file(&path, "not a file"));
+        }
+        let content = fs::read(&path).map_err(Error::io(&path))?;
+        let found = Checksum::of(&content);
+        if found != expected {
+            return Err(Error::invalid_file(&path, format!("the checksum is {found}, but {expected} was saved")));
+        }
+        Ok(content)
     }
 }
 

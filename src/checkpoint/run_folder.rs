@@ -3,8 +3,10 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::atomic::{self, AtomicFolder, PARTIAL};
+use super::checksum::Checksum;
 use super::manifest::Manifest;
 use super::tensors::{self, TensorChecksums};
 use crate::params::{ParameterLayout, ParameterStore};
@@ -17,6 +19,9 @@ const LOCK: &str = "lock";
 
 /// Values under the name of their file, `name.safetensors`.
 pub type NamedStore<'a> = (&'static str, &'a ParameterStore);
+
+/// A file without tensors, such as a vocabulary: its name and its content.
+pub type NamedFile = (&'static str, Arc<[u8]>);
 
 /// A run's folder, open for writing checkpoints.
 ///
@@ -54,7 +59,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// Writes a checkpoint of `stores`, all of `layout`, points `latest` to it, and removes all but the last `keep`.
+    /// Writes a checkpoint of `stores`, all of `layout`, and of `files`, points `latest` to it, and removes all but the last `keep`.
     ///
     /// The files go to a temporary folder and are flushed; the folder gets its name by a rename; then `latest` is
     /// replaced; then old checkpoints are removed. A crash at any moment leaves `latest` at a whole checkpoint.
@@ -66,6 +71,7 @@ impl RunFolder {
         mut manifest: Manifest,
         layout: &ParameterLayout,
         stores: &[NamedStore<'_>],
+        files: &[NamedFile],
         keep: Option<usize>,
     ) -> Result<PathBuf> {
         let checkpoints = self.path.join(CHECKPOINTS);
@@ -81,6 +87,11 @@ impl RunFolder {
             let file = file_name(store_name);
             let sums: TensorChecksums = folder.write(&file, |out| tensors::write_to(out, layout, store))?;
             manifest.tensors.insert(file, sums);
+        }
+        manifest.files.clear();
+        for (name, content) in files {
+            folder.write(name, |out| out.write_all(content))?;
+            manifest.files.insert((*name).to_owned(), Checksum::of(content));
         }
         folder.write(MANIFEST, |out| out.write_all(&manifest.to_bytes()))?;
         folder.commit()?;
@@ -179,7 +190,7 @@ mod tests {
         let mut layout = ParameterLayout::default();
         layout.vector("a", 3, Initialisation::Zeros);
         let manifest = Manifest { step, ..manifest() };
-        folder.write(manifest, &layout, &[("model", &ParameterStore::zeros(&layout))], keep).unwrap()
+        folder.write(manifest, &layout, &[("model", &ParameterStore::zeros(&layout))], &[], keep).unwrap()
     }
 
     fn found(folder: &RunFolder) -> Vec<String> {
@@ -243,7 +254,7 @@ mod tests {
         let folder = RunFolder::open(&run).unwrap();
         fs::remove_dir_all(&run).unwrap();
         let layout = ParameterLayout::default();
-        assert!(matches!(folder.write(manifest(), &layout, &[], None), Err(Error::Io { .. })));
+        assert!(matches!(folder.write(manifest(), &layout, &[], &[], None), Err(Error::Io { .. })));
         assert!(!run.exists());
     }
 }

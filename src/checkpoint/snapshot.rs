@@ -7,27 +7,29 @@ use std::thread::JoinHandle;
 use rayon::prelude::*;
 
 use super::manifest::Manifest;
-use super::run_folder::{NamedStore, RunFolder};
+use super::run_folder::{NamedFile, NamedStore, RunFolder};
 use crate::params::{ParameterLayout, ParameterStore};
 use crate::{Error, Result};
 
 /// Floats that one worker copies at a time.
 const CHUNK: usize = 1 << 16;
 
-/// A copy of named stores, all of one layout, and the manifest that goes with them.
+/// A copy of named stores, all of one layout, and the files and the manifest that go with them.
 #[derive(Debug)]
 pub struct Snapshot {
     manifest: Manifest,
     layout: ParameterLayout,
     stores: Vec<(&'static str, ParameterStore)>,
+    files: Vec<NamedFile>,
 }
 
 impl Snapshot {
     /// A copy of `stores`.
     #[must_use]
-    pub fn new(manifest: Manifest, layout: &ParameterLayout, stores: &[NamedStore<'_>]) -> Self {
+    pub fn new(manifest: Manifest, layout: &ParameterLayout, stores: &[NamedStore<'_>], files: &[NamedFile]) -> Self {
         let zeros = stores.iter().map(|&(name, _)| (name, ParameterStore::zeros(layout))).collect();
-        let mut snapshot = Self { manifest: manifest.clone(), layout: layout.clone(), stores: zeros };
+        let mut snapshot =
+            Self { manifest: manifest.clone(), layout: layout.clone(), stores: zeros, files: files.to_vec() };
         snapshot.update(manifest, stores);
         snapshot
     }
@@ -60,7 +62,7 @@ impl Snapshot {
     /// [`Error::Io`].
     pub fn write(&self, folder: &RunFolder, keep: Option<usize>) -> Result<PathBuf> {
         let stores: Vec<_> = self.stores.iter().map(|(name, store)| (*name, store)).collect();
-        folder.write(self.manifest.clone(), &self.layout, &stores, keep)
+        folder.write(self.manifest.clone(), &self.layout, &stores, &self.files, keep)
     }
 }
 

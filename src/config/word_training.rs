@@ -57,6 +57,10 @@ pub struct WordTrainingConfig {
     pub block: usize,
     /// Negatives that a block shares, a multiple of 16.
     pub shared_negatives: usize,
+    /// Words of the corpus between two checkpoints; none without.
+    pub save_interval: Option<u64>,
+    /// Checkpoints that are kept in the run folder, the last ones; all without.
+    pub keep_checkpoints: Option<usize>,
     /// Worker threads.
     pub workers: usize,
     /// How they share the tables.
@@ -80,6 +84,8 @@ impl Default for WordTrainingConfig {
             minimum_learning_rate: 1e-4,
             block: 48,
             shared_negatives: 32,
+            save_interval: None,
+            keep_checkpoints: Some(3),
             workers: 1,
             mode: WorkerMode::Deterministic,
             seed: 1,
@@ -119,6 +125,12 @@ impl WordTrainingConfig {
         }
         if self.epochs == 0 || self.epochs > 1 << 20 {
             return Err(Error::config("epochs", self.epochs, "must lie between 1 and 1048576"));
+        }
+        if self.save_interval == Some(0) {
+            return Err(Error::config("save_interval", 0, "must be at least 1, or left out"));
+        }
+        if self.keep_checkpoints == Some(0) {
+            return Err(Error::config("keep_checkpoints", 0, "must be at least 1, or left out"));
         }
         within("negatives", self.negatives, 0.0, f64::INFINITY)?;
         within("sample", self.sample, 0.0, f64::INFINITY)?;

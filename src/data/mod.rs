@@ -9,7 +9,7 @@
 //! let (training, validation) = tokens.split_validation(0.1)?;
 //! let training = SequenceSource::new(training, BatchOrder::Random, 8, 128, 42)?;
 //! let mut batch = Batch::zeros(8, 128);
-//! training.fill(0, &mut batch);
+//! training.fill(0, &mut batch)?;
 //! # let _ = validation;
 //! # Ok::<(), cllm::Error>(())
 //! ```
@@ -19,8 +19,7 @@
 //! normalised: line ends, byte-order marks and case reach the tokenizer as they stand in the file.
 //!
 //! **Memory.** A corpus is read in chunks and never held. Its tokens are held in memory if the text has at most
-//! [`IN_MEMORY_BYTES`], and otherwise written to a token file that is mapped, so that only the parts in use take
-//! memory.
+//! [`IN_MEMORY_BYTES`], and otherwise written to a token file from which every sequence is read when it is needed.
 //!
 //! **Order.** Every batch is a pure function of the seed and the step.
 
@@ -54,7 +53,7 @@ pub use token_store::TokenStore;
 pub use tokenizer::BytePairTokenizer;
 pub use tokenizer::{CharacterTokenizer, Tokenizer, TokenizerSource};
 pub use word_reader::WordSplit;
-pub(crate) use word_stream::WordStream;
+pub(crate) use word_stream::{StreamPlace, WordStream};
 pub use word_vocabulary::WordVocabulary;
 
 use text::{TextFile, pieces};
@@ -64,7 +63,7 @@ use token_store::TokenBuffer;
 pub const IN_MEMORY_BYTES: u64 = 256 << 20;
 
 /// The tokens of a corpus: in memory if its text has at most [`IN_MEMORY_BYTES`], else in the file `token_file`, which
-/// is written and mapped.
+/// is written and then read from.
 ///
 /// # Errors
 /// Those of [`TextFiles::tokenize`] and [`TextFiles::tokenize_to`].

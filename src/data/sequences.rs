@@ -33,7 +33,7 @@ pub enum BatchOrder {
 /// let tokens = TokenStore::from_tokens(&(0..101).collect::<Vec<u32>>(), 101)?;
 /// let source = SequenceSource::new(tokens, BatchOrder::Sequential, 2, 10, 42)?;
 /// let mut batch = Batch::zeros(2, 10);
-/// source.fill(3, &mut batch);
+/// source.fill(3, &mut batch)?;
 /// assert_eq!(batch.inputs()[[0, 0]], 60);
 /// assert_eq!(batch.targets()[[0, 0]], 61);
 /// # Ok::<(), cllm::Error>(())
@@ -124,10 +124,13 @@ impl SequenceSource {
     /// Sequential and shuffled orders number the sequences of all batches through: every run of `windows` sequences
     /// that starts at a multiple of `windows` visits each window once.
     ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`]; the batch is then of no use.
+    ///
     /// # Panics
     /// If the batch has another shape than the source.
     #[track_caller]
-    pub fn fill(&self, step: u64, batch: &mut Batch) {
+    pub fn fill(&self, step: u64, batch: &mut Batch) -> Result<()> {
         self.assert_shape(batch);
         let offsets = Stream::new(self.seed, Purpose::BatchOffsets, step);
         let first = u128::from(step) * self.sequences as u128;
@@ -143,8 +146,9 @@ impl SequenceSource {
                     self.window_start(permuted(index as u64, self.windows, self.seed, epoch as u64))
                 }
             };
-            self.copy_sequence(start, inputs, targets);
+            self.copy_sequence(start, inputs, targets)?;
         }
+        Ok(())
     }
 
     /// Batches that [`fill_evaluation`](Self::fill_evaluation) needs to visit every window.
@@ -157,31 +161,36 @@ impl SequenceSource {
     /// real: all of them, fewer in the last batch, 0 beyond it. The other sequences are zeroed and must not be
     /// counted. The batch may have any number of sequences. Allocates nothing.
     ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`]; the batch is then of no use.
+    ///
     /// # Panics
     /// If the batch has another sequence length than the source.
     #[track_caller]
-    pub fn fill_evaluation(&self, index: u64, batch: &mut Batch) -> usize {
+    pub fn fill_evaluation(&self, index: u64, batch: &mut Batch) -> Result<usize> {
         assert_eq!(batch.sequence_length(), self.sequence_length, "sequence length of the batch and of the source");
         let first = index.saturating_mul(batch.sequences() as u64);
         let real = self.windows.saturating_sub(first).min(batch.sequences() as u64) as usize;
         for (row, (inputs, targets)) in batch.rows_mut().enumerate() {
             if row < real {
-                self.copy_sequence(self.window_start(first + row as u64), inputs, targets);
+                self.copy_sequence(self.window_start(first + row as u64), inputs, targets)?;
             } else {
                 inputs.fill(0);
                 targets.fill(0);
             }
         }
-        real
+        Ok(real)
     }
 
     fn window_start(&self, window: u64) -> usize {
         window as usize * self.sequence_length
     }
 
-    fn copy_sequence(&self, start: usize, inputs: &mut [u32], targets: &mut [u32]) {
-        self.tokens.copy_to(start, inputs);
-        self.tokens.copy_to(start + 1, targets);
+    fn copy_sequence(&self, start: usize, inputs: &mut [u32], targets: &mut [u32]) -> Result<()> {
+        self.tokens.copy_to(start, inputs)?;
+        let last = targets.len() - 1;
+        targets[..last].copy_from_slice(&inputs[1..]);
+        self.tokens.copy_to(start + inputs.len(), &mut targets[last..])
     }
 
     #[track_caller]
@@ -208,7 +217,7 @@ mod tests {
         let mut batch = Batch::zeros(source.sequences(), source.sequence_length());
         let mut starts = Vec::new();
         for step in steps {
-            source.fill(step, &mut batch);
+            source.fill(step, &mut batch).unwrap();
             starts.extend(batch.inputs().column(0));
         }
         starts
@@ -220,7 +229,7 @@ mod tests {
             let source = source(100, order, 3, 7, 1);
             let mut batch = Batch::zeros(3, 7);
             for step in [0, 1, 2, 50, u64::MAX] {
-                source.fill(step, &mut batch);
+                source.fill(step, &mut batch).unwrap();
                 for (inputs, targets) in batch.rows_mut() {
                     assert!(inputs.windows(2).all(|pair| pair[1] == pair[0] + 1), "{order:?} {inputs:?}");
                     assert!(inputs.iter().zip(targets).all(|(input, target)| *target == *input + 1), "{order:?}");
@@ -278,12 +287,12 @@ mod tests {
         let mut batch = Batch::zeros(3, 3);
         let mut seen: Vec<u32> = Vec::new();
         for (index, expected) in [3, 3, 1, 0, 0].into_iter().enumerate() {
-            assert_eq!(source.fill_evaluation(index as u64, &mut batch), expected);
+            assert_eq!(source.fill_evaluation(index as u64, &mut batch).unwrap(), expected);
             seen.extend(batch.inputs().column(0).iter().take(expected));
             assert!(batch.targets().rows().into_iter().skip(expected).all(|row| row.iter().all(|&token| token == 0)));
         }
         assert_eq!(seen, [0, 3, 6, 9, 12, 15, 18]);
-        assert_eq!(source.fill_evaluation(u64::MAX, &mut batch), 0);
+        assert_eq!(source.fill_evaluation(u64::MAX, &mut batch).unwrap(), 0);
     }
 
     #[test]
@@ -311,6 +320,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "shape of the batch")]
     fn a_batch_of_another_shape_panics() {
-        source(100, BatchOrder::Random, 2, 4, 0).fill(0, &mut Batch::zeros(2, 5));
+        source(100, BatchOrder::Random, 2, 4, 0).fill(0, &mut Batch::zeros(2, 5)).unwrap();
     }
 }

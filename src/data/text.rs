@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::chunks::{self, split_before};
+use crate::checkpoint::{Checksum, Hasher};
 use crate::{Error, Result};
 
 /// Endings of the files that are taken from a folder unless others are asked for.
@@ -122,6 +123,25 @@ impl TextFiles {
             0 | 1 => first,
             count => format!("{first} and {} more", count - 1),
         }
+    }
+
+    /// A sum over the bytes of all files and where they end: the same text has the same sum wherever it lies. Reads all of
+    /// it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read.
+    pub fn fingerprint(&self) -> Result<Checksum> {
+        let mut hasher = Hasher::default();
+        for file in &self.files {
+            let mut length = 0;
+            chunks::for_each_bytes(file, |_, bytes| {
+                length += bytes.len() as u64;
+                hasher.update(bytes);
+                Ok(())
+            })?;
+            hasher.update(&length.to_le_bytes());
+        }
+        Ok(hasher.finish())
     }
 
     /// Hands the corpus over in pieces of some megabytes.

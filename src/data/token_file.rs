@@ -9,11 +9,9 @@
 //! | 24 | 8 | tokens in the file |
 //! | 32 | | the tokens |
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
-
-use memmap2::Mmap;
 
 use super::token_store::{TokenStore, TokenWidth, check_tokens};
 use crate::checkpoint::atomic::AtomicFile;
@@ -42,11 +40,8 @@ impl Header {
         bytes
     }
 
-    /// Reads the header of a whole file and checks it against itself and the file's length.
-    fn parse(file: &[u8]) -> std::result::Result<Self, String> {
-        let Some((header, tokens)) = file.split_first_chunk::<HEADER_BYTES>() else {
-            return Err(format!("{} bytes are too few for the header of a token file", file.len()));
-        };
+    /// Checks a header against itself and the length of the whole file.
+    fn parse(header: &[u8; HEADER_BYTES], file_bytes: u64) -> std::result::Result<Self, String> {
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         if &header[..8] != MAGIC {
@@ -62,31 +57,53 @@ impl Header {
         if bytes_a_token as usize != width.bytes() {
             return Err(format!("{bytes_a_token} bytes a token do not belong to a vocabulary of {vocabulary}"));
         }
-        if len.checked_mul(width.bytes() as u64) != Some(tokens.len() as u64) {
-            let found = tokens.len();
+        let found = file_bytes - HEADER_BYTES as u64;
+        if len.checked_mul(width.bytes() as u64) != Some(found) {
             return Err(format!("{len} tokens of {bytes_a_token} bytes are announced, but {found} bytes follow"));
         }
         Ok(Self { width, vocabulary_size, len: len as usize })
     }
 }
 
-/// Maps the token file at `path` and checks its header, but not the tokens.
-pub(super) fn map(path: &Path) -> Result<(Mmap, Header)> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let metadata = file.metadata().map_err(Error::io(path))?;
-    if !metadata.is_file() {
+/// Opens the token file at `path` and checks its header, but not the tokens.
+pub(super) fn open(path: &Path) -> Result<(File, Header)> {
+    // Asked before the file is opened, since opening a pipe would wait for its other end.
+    if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::invalid_file(path, "not a file"));
     }
+    let file = File::open(path).map_err(Error::io(path))?;
+    let metadata = file.metadata().map_err(Error::io(path))?;
     if metadata.len() == 0 {
         return Err(Error::EmptyFile { path: path.to_path_buf() });
     }
-    // SAFETY: the mapping is read-only and private to the store, and its bytes are only read as plain integers, of
-    // which every bit pattern is valid. That nobody changes the file in place meanwhile cannot be enforced; the
-    // store's documentation demands it and says what happens otherwise.
-    #[allow(unsafe_code)]
-    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    let header = Header::parse(&map).map_err(|problem| Error::invalid_file(path, problem))?;
-    Ok((map, header))
+    if metadata.len() < HEADER_BYTES as u64 {
+        let problem = format!("{} bytes are too few for the header of a token file", metadata.len());
+        return Err(Error::invalid_file(path, problem));
+    }
+    let mut header = [0; HEADER_BYTES];
+    read_exact_at(&file, &mut header, 0).map_err(Error::io(path))?;
+    let header = Header::parse(&header, metadata.len()).map_err(|problem| Error::invalid_file(path, problem))?;
+    Ok((file, header))
+}
+
+/// Fills `bytes` from the file's byte `offset` on, wherever the file was read last and whoever else reads it.
+#[cfg(unix)]
+pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Fills `bytes` from the file's byte `offset` on, wherever the file was read last and whoever else reads it.
+#[cfg(windows)]
+pub(super) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => (bytes, offset) = (&mut bytes[read..], offset + read as u64),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Writes a token file piece by piece; the corpus is never in memory.
@@ -154,8 +171,6 @@ impl TokenWriter {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn written(tokens: &[u32], vocabulary_size: usize) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -222,14 +237,36 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_outlives_the_replacement_of_its_file() {
+    fn a_store_outlives_the_replacement_of_its_file() {
         let (_folder, path) = written(&[1, 2, 3], 10);
         let old = TokenStore::open(&path).unwrap();
         let mut writer = TokenWriter::create(&path, 10).unwrap();
         writer.write(&[7]).unwrap();
         assert_eq!(writer.finish().unwrap().len(), 1);
         let mut tokens = [0; 3];
-        old.copy_to(0, &mut tokens);
+        old.copy_to(0, &mut tokens).unwrap();
         assert_eq!(tokens, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_overwritten_while_it_is_open_is_an_error() {
+        let tokens: Vec<u32> = (0..9000).map(|token| token % 10).collect();
+        let (_folder, path) = written(&tokens, 10);
+        let store = TokenStore::open(&path).unwrap();
+        let mut found = vec![0; tokens.len()];
+        store.copy_to(0, &mut found).unwrap();
+        assert_eq!(found, tokens);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[HEADER_BYTES + 2 * 8000] = 200;
+        fs::write(&path, &bytes).unwrap();
+        let error = store.copy_to(7000, &mut found[..2000]).unwrap_err();
+        let expected = matches!(error, Error::TokenOutOfRange { position: 8000, id: 200, vocabulary: 10, .. });
+        assert!(expected, "{error}");
+        store.copy_to(8001, &mut found[..900]).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(HEADER_BYTES as u64 + 100).unwrap();
+        for wrong in [store.copy_to(49, &mut found[..2]).unwrap_err(), store.fingerprint().unwrap_err()] {
+            assert!(matches!(&wrong, Error::InvalidFile { path: cut, .. } if *cut == path), "{wrong}");
+        }
+        store.copy_to(48, &mut found[..2]).unwrap();
     }
 }

@@ -1,11 +1,11 @@
-//! Tokens at rest: two or four bytes each, in memory or mapped from a token file.
+//! Tokens at rest: two or four bytes each, in memory or in a token file.
 
 use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use memmap2::Mmap;
 
 use super::token_file;
 use crate::checkpoint::{Checksum, Hasher};
@@ -72,29 +72,56 @@ pub(super) fn check_tokens(what: &str, position: u64, tokens: &[u32], vocabulary
     Ok(())
 }
 
+/// Bytes of a file that are read at a time, to the stack.
+const BLOCK_BYTES: usize = 1 << 13;
+
 /// What holds the bytes; the tokens are behind `offset`.
 enum Bytes {
     Memory(Vec<u8>),
-    Mapped(Mmap),
+    /// An open file, read where it is asked to.
+    File(File, PathBuf),
+}
+
+impl Bytes {
+    /// Hands over the bytes of `range`, in blocks of a whole number of tokens.
+    fn for_each(&self, range: Range<usize>, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (file, path) = match self {
+            Self::Memory(bytes) => return each(&bytes[range]),
+            Self::File(file, path) => (file, path),
+        };
+        let mut block = [0; BLOCK_BYTES];
+        let mut start = range.start;
+        while start < range.end {
+            let block = &mut block[..(range.end - start).min(BLOCK_BYTES)];
+            token_file::read_exact_at(file, block, start as u64).map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    Error::invalid_file(path, format!("the file was cut: it has no byte {}", range.end - 1))
+                }
+                _ => Error::io(path)(error),
+            })?;
+            each(block)?;
+            start += block.len();
+        }
+        Ok(())
+    }
 }
 
 /// A corpus as token ids, immutable and cheap to clone.
 ///
-/// A token takes two bytes if the vocabulary has at most 65,536 tokens, and four otherwise. The ids lie in memory or
-/// in a token file that is mapped into memory, so that a corpus larger than memory can be trained on; clones and
-/// parts share them.
+/// A token takes two bytes if the vocabulary has at most 65,536 tokens, and four otherwise. The ids lie in memory, or in
+/// a token file from which each sequence is read when it is needed, so that a corpus larger than memory can be trained on:
+/// the operating system keeps in memory what of the file it has room for. Clones and parts share them.
 ///
-/// A token file must not be changed in place while it is mapped. [`TokenWriter`](super::TokenWriter) never does: it
-/// replaces the file, and a mapping keeps the old one. If another program overwrites it all the same, later reads may
-/// give any id, which was never checked against the vocabulary; if another program shortens it, a read behind the new
-/// end kills the process (SIGBUS).
+/// The file stays open: one that is replaced, as [`TokenWriter`](super::TokenWriter) does, or removed is read to the end
+/// as it was. One that another program cuts or overwrites in place makes an error of a read, or gives other ids, all of
+/// the vocabulary.
 ///
 /// ```
 /// use cllm::data::TokenStore;
 /// let tokens = TokenStore::from_tokens(&[3, 1, 4, 1, 5], 10)?;
 /// let (training, validation) = tokens.split_at(3);
 /// let mut ids = [0; 2];
-/// validation.copy_to(0, &mut ids);
+/// validation.copy_to(0, &mut ids)?;
 /// assert_eq!((training.len(), ids), (3, [1, 5]));
 /// # Ok::<(), cllm::Error>(())
 /// ```
@@ -121,7 +148,7 @@ impl TokenStore {
         Ok(buffer.finish())
     }
 
-    /// Maps a token file that [`TokenWriter`](super::TokenWriter) wrote. Every id is checked against the vocabulary,
+    /// Opens a token file that [`TokenWriter`](super::TokenWriter) wrote. Every id is checked against the vocabulary,
     /// which reads the file once.
     ///
     /// # Errors
@@ -130,9 +157,9 @@ impl TokenStore {
     /// an id outside the vocabulary.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (map, header) = token_file::map(path)?;
+        let (file, header) = token_file::open(path)?;
         let store = Self {
-            bytes: Arc::new(Bytes::Mapped(map)),
+            bytes: Arc::new(Bytes::File(file, path.to_path_buf())),
             width: header.width,
             vocabulary_size: header.vocabulary_size,
             offset: token_file::HEADER_BYTES,
@@ -176,15 +203,29 @@ impl TokenStore {
 
     /// Copies the tokens from position `start` on to `out`, as many as it has room for. Allocates nothing.
     ///
+    /// # Errors
+    /// For a token file only: [`Error::Io`] if it cannot be read, [`Error::InvalidFile`] if it was cut,
+    /// [`Error::TokenOutOfRange`] if it was overwritten with ids outside the vocabulary.
+    ///
     /// # Panics
     /// If the store ends before `out` does.
     #[track_caller]
-    pub fn copy_to(&self, start: usize, out: &mut [u32]) {
+    pub fn copy_to(&self, start: usize, out: &mut [u32]) -> Result<()> {
         let (end, len) = (start.checked_add(out.len()), self.len);
         assert!(end.is_some_and(|end| end <= len), "{} tokens from {start} on, of {len}", out.len());
         let width = self.width.bytes();
         let first = self.offset + start * width;
-        self.width.decode(&self.all_bytes()[first..first + out.len() * width], out);
+        let mut rest = &mut *out;
+        self.bytes.for_each(first..first + rest.len() * width, |bytes| {
+            let (tokens, after) = std::mem::take(&mut rest).split_at_mut(bytes.len() / width);
+            self.width.decode(bytes, tokens);
+            rest = after;
+            Ok(())
+        })?;
+        match &*self.bytes {
+            Bytes::Memory(_) => Ok(()),
+            Bytes::File(..) => check_tokens(&self.name, start as u64, out, self.vocabulary_size),
+        }
     }
 
     /// The tokens at the given positions, as a store of their own that shares the memory.
@@ -224,27 +265,24 @@ impl TokenStore {
 
     /// A sum over all tokens and the size of the vocabulary: the same tokens have the same sum wherever they lie. Reads
     /// all of them.
-    #[must_use]
-    pub fn fingerprint(&self) -> Checksum {
+    ///
+    /// # Errors
+    /// As for [`copy_to`](Self::copy_to).
+    pub fn fingerprint(&self) -> Result<Checksum> {
         let mut hasher = Hasher::default();
         hasher.update(&(self.vocabulary_size as u64).to_le_bytes());
-        hasher.update(&self.all_bytes()[self.offset..self.offset + self.len * self.width.bytes()]);
-        hasher.finish()
-    }
-
-    fn all_bytes(&self) -> &[u8] {
-        match &*self.bytes {
-            Bytes::Memory(bytes) => bytes,
-            Bytes::Mapped(map) => map,
-        }
+        self.bytes.for_each(self.offset..self.offset + self.len * self.width.bytes(), |bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        Ok(hasher.finish())
     }
 
     fn check(&self) -> Result<()> {
         let mut buffer = [0; 4096];
         for start in (0..self.len).step_by(buffer.len()) {
             let tokens = &mut buffer[..(self.len - start).min(4096)];
-            self.copy_to(start, tokens);
-            check_tokens(&self.name, start as u64, tokens, self.vocabulary_size)?;
+            self.copy_to(start, tokens)?;
         }
         Ok(())
     }
@@ -257,7 +295,7 @@ impl fmt::Debug for TokenStore {
             .field("name", &self.name)
             .field("len", &self.len)
             .field("vocabulary_size", &self.vocabulary_size)
-            .field("mapped", &matches!(&*self.bytes, Bytes::Mapped(_)))
+            .field("in_file", &matches!(&*self.bytes, Bytes::File(..)))
             .finish_non_exhaustive()
     }
 }
@@ -301,7 +339,7 @@ mod tests {
 
     fn all(store: &TokenStore) -> Vec<u32> {
         let mut tokens = vec![0; store.len()];
-        store.copy_to(0, &mut tokens);
+        store.copy_to(0, &mut tokens).unwrap();
         tokens
     }
 
@@ -357,6 +395,6 @@ mod tests {
     #[should_panic(expected = "2 tokens from 4 on, of 5")]
     fn reading_past_the_end_panics() {
         let (store, _) = TokenStore::from_tokens(&[0; 10], 1).unwrap().split_at(5);
-        store.copy_to(4, &mut [0; 2]);
+        let _ = store.copy_to(4, &mut [0; 2]);
     }
 }

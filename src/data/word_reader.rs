@@ -128,6 +128,31 @@ impl<'a> WordReader<'a> {
         Ok(())
     }
 
+    /// The index of the file being read, and how far the corpus is read.
+    pub fn place(&self) -> (usize, u64) {
+        (self.index, self.position())
+    }
+
+    /// Goes to a place where a reader of the same text and range was after a piece.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the place is not in the text.
+    pub fn seek(&mut self, (index, position): (usize, u64)) -> Result<()> {
+        self.restart()?;
+        if (index, position) == self.place() || self.file.is_none() {
+            return Ok(());
+        }
+        while self.index < index && self.index + 1 < self.corpus.files.len() {
+            self.index += 1;
+            self.file_end += self.corpus.files[self.index].bytes;
+        }
+        let (path, begin) = self.file();
+        if self.index != index || !(begin..=self.file_end).contains(&position) {
+            return Err(Error::invalid_file(path, format!("byte {position} of the text is not in file {index}")));
+        }
+        self.open(position)
+    }
+
     fn open(&mut self, at: u64) -> Result<()> {
         let (path, begin) = self.file();
         let mut file = File::open(path).map_err(|error| Error::io(path)(error))?;
@@ -149,7 +174,11 @@ impl<'a> WordReader<'a> {
         let mut read = 0;
         while read < wanted {
             match file.read(&mut self.buffer[self.left.end..][..wanted - read]) {
-                Ok(0) => break,
+                Ok(0) => {
+                    let path = &self.corpus.files[self.index].path;
+                    let missing = self.file_end - self.filled_to;
+                    return Err(Error::invalid_file(path, format!("the file was cut: {missing} bytes are missing")));
+                }
                 Ok(count) => {
                     read += count;
                     self.left.end += count;
@@ -288,6 +317,49 @@ mod tests {
                 assert_eq!(found, whole, "cut at {first} and {second}");
             }
         }
+    }
+
+    #[test]
+    fn a_reader_goes_on_where_another_stopped() {
+        let (_folder, corpus) = corpus(&[b" a bb ccc\ndddd ", b"ee\n\nf gg", b"h", b"  \n i"]);
+        let mut reader = WordReader::new(&corpus, WordSplit::Blanks, 0..u64::MAX);
+        for place in [(0, 17), (1, 3), (4, 16), (9, 0), (3, u64::MAX)] {
+            assert!(matches!(reader.seek(place), Err(Error::InvalidFile { .. })), "{place:?}");
+        }
+        let end = corpus.total_bytes();
+        let show = |piece: Option<Piece<'_>>| format!("{piece:?}");
+        for range in [0..u64::MAX, 0..end, 3..17, 5..6, 15..16, 7..7, end..end, end - 3..end] {
+            let mut whole = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+            whole.restart().unwrap();
+            for pieces in 0.. {
+                let mut other = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+                other.seek(whole.place()).unwrap();
+                assert_eq!(other.position(), whole.position(), "{range:?} after {pieces} pieces");
+                let mut rest = WordReader::new(&corpus, WordSplit::Blanks, range.clone());
+                rest.restart().unwrap();
+                (0..pieces).for_each(|_| assert!(rest.next().is_ok()));
+                loop {
+                    let expected = show(rest.next().unwrap());
+                    assert_eq!(show(other.next().unwrap()), expected, "{range:?} after {pieces} pieces");
+                    if expected == "None" {
+                        break;
+                    }
+                }
+                if whole.next().unwrap().is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_an_error() {
+        let (folder, corpus) = corpus(&[b"one two", b"three"]);
+        std::fs::write(folder.path().join("0.txt"), "one").unwrap();
+        let mut reader = WordReader::new(&corpus, WordSplit::Blanks, 0..u64::MAX);
+        reader.restart().unwrap();
+        let error = std::iter::repeat_with(|| reader.next().map(|_| ())).find_map(std::result::Result::err).unwrap();
+        assert!(matches!(&error, Error::InvalidFile { problem, .. } if problem.contains("4 bytes")), "{error}");
     }
 
     #[test]

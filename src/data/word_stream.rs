@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::text::TextFiles;
 use super::word_reader::{Piece, WordReader};
 use super::word_vocabulary::WordVocabulary;
@@ -25,6 +27,19 @@ pub(crate) struct WordStream<'a> {
     words: u64,
 }
 
+/// Where a stream is between two words.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StreamPlace {
+    /// Index of the file, and how far the corpus is read, in bytes from its start.
+    file: usize,
+    offset: u64,
+    pub epoch: u64,
+    line: u32,
+    /// Words read in all epochs.
+    pub words: u64,
+}
+
 /// A word, and the line it stands in: a number that changes with every line and is never `u32::MAX`.
 pub(crate) type WordInLine = (u32, u32);
 
@@ -44,6 +59,18 @@ impl<'a> WordStream<'a> {
     pub fn restart(&mut self, epoch: u64) -> Result<()> {
         self.epoch = epoch;
         self.reader.restart()
+    }
+
+    /// Where the stream is.
+    pub fn place(&self) -> StreamPlace {
+        let (file, offset) = self.reader.place();
+        StreamPlace { file, offset, epoch: self.epoch, line: self.line, words: self.words }
+    }
+
+    /// Goes to a place where a stream of the same part of the same text was.
+    pub fn seek(&mut self, place: &StreamPlace) -> Result<()> {
+        (self.epoch, self.line, self.words) = (place.epoch, place.line, place.words);
+        self.reader.seek((place.file, place.offset))
     }
 
     /// Words of the corpus read so far, in all epochs, those that were passed over included.

@@ -67,6 +67,33 @@ impl WordVocabulary {
         Ok(Self { index, counts, split, corpus_words })
     }
 
+    /// The words and their counts as text, a word and its count a line: the form of word2vec's `-save-vocab`.
+    pub(crate) fn to_text(&self) -> String {
+        let line = |(id, count): (usize, &u64)| format!("{} {count}\n", self.word(id as u32));
+        self.counts.iter().enumerate().map(line).collect()
+    }
+
+    /// Reads what [`to_text`](Self::to_text) wrote, or says what is wrong with it.
+    pub(crate) fn parse(text: &[u8], split: WordSplit, corpus_words: u64) -> std::result::Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|error| format!("not a vocabulary: {error}"))?;
+        let (mut index, mut counts) = (WordIndex::default(), Vec::<u64>::new());
+        for (number, line) in text.lines().enumerate() {
+            let parsed = line.split_once(' ').and_then(|(word, count)| Some((word, count.parse::<u64>().ok()?)));
+            let Some((word, count)) = parsed.filter(|(word, count)| !word.is_empty() && *count > 0) else {
+                return Err(format!("line {}: not a word and its count", number + 1));
+            };
+            if index.insert(word.as_bytes()) != Some(number as u32) {
+                return Err(format!("line {}: {word:?} is there twice", number + 1));
+            }
+            counts.push(count);
+        }
+        let sum = counts.iter().try_fold(0u64, |sum, &count| sum.checked_add(count));
+        if counts.is_empty() || sum.is_none_or(|sum| sum > corpus_words) {
+            return Err(format!("{} words cannot be those of a text of {corpus_words}", counts.len()));
+        }
+        Ok(Self { index, counts, split, corpus_words })
+    }
+
     /// Number of words.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // never empty
@@ -122,5 +149,31 @@ impl WordVocabulary {
             if sample == 0.0 { 1.0 } else { (ratio.sqrt() + ratio).min(1.0) as f32 }
         };
         self.counts.iter().map(keep).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::TextOptions;
+
+    #[test]
+    fn a_vocabulary_comes_back_and_a_damaged_one_does_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "für x x x_1 für x ").unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        let built = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let text = built.to_text();
+        assert_eq!(text, "x 3\nfür 2\nx_1 1\n");
+        let read = WordVocabulary::parse(text.as_bytes(), WordSplit::Blanks, 6).unwrap();
+        assert_eq!((read.counts(), read.id("für"), read.word(2)), (built.counts(), Some(1), "x_1"));
+        for (wrong, words) in
+            [("", 9), ("x 3\nx 2\n", 9), ("x\n", 9), (" 3\n", 9), ("x 0\n", 9), ("x -1\n", 9), ("x 3\n", 2)]
+        {
+            assert!(WordVocabulary::parse(wrong.as_bytes(), WordSplit::Blanks, words).is_err(), "{wrong:?}");
+        }
+        assert!(WordVocabulary::parse(b"\xff 1\n", WordSplit::Blanks, 9).is_err());
+        let twice = format!("a {0}\nb {0}\n", u64::MAX);
+        assert!(WordVocabulary::parse(twice.as_bytes(), WordSplit::Blanks, u64::MAX).is_err());
     }
 }

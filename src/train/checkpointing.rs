@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::engine::Engine;
 use super::report::StepOutcome;
+use super::saving::{Saving, State};
 use super::trainer::Trainer;
+use crate::checkpoint::difference::{self, refuse};
 use crate::checkpoint::{
-    Accept, Checkpoint, DataRecord, Difference, DifferenceKind, FORMAT_VERSION, Machine, Manifest, NamedStore,
-    RunFolder, Saver, Snapshot, check_finite, difference,
+    Accept, Checkpoint, DataRecord, Difference, DifferenceKind, FORMAT_VERSION, Machine, Manifest, NamedStore, to_map,
 };
 use crate::config::{TrainingConfig, TransformerConfig};
 use crate::data::SequenceSource;
@@ -28,21 +28,14 @@ const FIRST_MOMENTS: &str = "first_moments";
 const SECOND_MOMENTS: &str = "second_moments";
 const AVERAGE: &str = "average";
 
-/// What a trainer needs for its checkpoints.
+/// The data of a trainer's run.
 #[derive(Debug, Default)]
-pub(super) struct Saving {
-    saver: Option<Saver>,
-    /// The last copy of the state: what is being saved, and what a roll-back returns to.
-    snapshot: Option<Arc<Snapshot>>,
-    /// The step of the last save that was started or made.
-    started: Option<u64>,
-    /// The checkpoint of that step, once it is known to be whole.
-    saved: Option<PathBuf>,
+pub(super) struct RunData {
     /// The source of the last run, and its record once it is needed.
     source: Option<SequenceSource>,
-    data: Option<DataRecord>,
+    record: Option<Map<String, Value>>,
     /// The data that a resumed run must find, and how strict to be.
-    expected: Option<(DataRecord, Accept)>,
+    expected: Option<(Map<String, Value>, Accept)>,
 }
 
 /// How a run is resumed.
@@ -68,7 +61,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Locked`] if the folder has another writer, [`Error::Io`], or the error of a former save.
     pub fn save_to(&mut self, folder: impl AsRef<Path>) -> Result<()> {
-        self.engine.save_to(folder.as_ref())
+        self.engine.saving.save_to(folder.as_ref())
     }
 
     /// Writes a checkpoint to the run folder `folder`, which is made if need be, and returns its path. Nothing is
@@ -79,8 +72,8 @@ impl Trainer {
     /// [`Error::Io`]: the former checkpoint is then untouched, and training can go on.
     pub fn save(&mut self, folder: impl AsRef<Path>) -> Result<PathBuf> {
         let engine = &mut self.engine;
-        engine.save_to(folder.as_ref())?;
-        self.pool.install(|| engine.save_now())
+        engine.saving.save_to(folder.as_ref())?;
+        self.pool.install(|| engine.saving(|saving, state| saving.save_now(&state)))
     }
 
     /// Waits for a save that is going on beside training.
@@ -88,7 +81,7 @@ impl Trainer {
     /// # Errors
     /// Its error.
     pub fn finish_saving(&mut self) -> Result<()> {
-        self.engine.finish_saving()
+        self.engine.saving.finish()
     }
 
     /// Takes up the run in `folder` where its last checkpoint left it, or at the checkpoint that `folder` is.
@@ -142,7 +135,7 @@ impl Trainer {
                 .filter(|difference| difference.name != "workers"),
         );
         if let (Some(saved), Some(found)) = (&manifest.data, options.data) {
-            differences.extend(difference::data(saved, &DataRecord::of(found)));
+            differences.extend(difference::data(saved, &to_map(&DataRecord::of(found)?)));
         }
         refuse(&differences, options.accept)?;
 
@@ -163,7 +156,7 @@ impl Trainer {
         engine.steps = manifest.step;
         engine.recovery.learning_rate_factor = manifest.learning_rate_factor;
         engine.learning_rate = LearningRate::new(&engine.config, schedule_steps(manifest, &saved, &engine.config));
-        engine.saving.expected = match options.data {
+        engine.data.expected = match options.data {
             None => manifest.data.clone().map(|data| (data, options.accept)),
             Some(_) => None,
         };
@@ -190,44 +183,22 @@ fn setting_kind(name: &str, saved: &Value, found: &Value) -> DifferenceKind {
     }
 }
 
-fn refuse(differences: &[Difference], accept: Accept) -> Result<()> {
-    if differences.iter().all(|difference| accept.accepts(difference)) {
-        Ok(())
-    } else {
-        Err(Error::Differences { differences: differences.to_vec() })
-    }
-}
-
 impl Engine {
-    fn save_to(&mut self, folder: &Path) -> Result<()> {
-        if let Some(saver) = &self.saving.saver
-            && saver.folder().path() == folder
-        {
-            return Ok(());
-        }
-        self.finish_saving()?;
-        // Released first: it may be the same folder under another path.
-        self.saving.saver = None;
-        self.saving.saver = Some(Saver::new(RunFolder::open(folder)?));
-        (self.saving.started, self.saving.saved) = (None, None);
-        Ok(())
-    }
-
     /// Prepares for a run on `source`: compares it with what a checkpoint says, and does now what would stall a save.
     pub fn begin_run(&mut self, source: &SequenceSource) -> Result<()> {
-        self.saving.source = Some(source.clone());
-        self.saving.data = None;
-        if let Some((expected, accept)) = &self.saving.expected {
-            let found = DataRecord::of(source);
+        self.data.source = Some(source.clone());
+        self.data.record = None;
+        if let Some((expected, accept)) = &self.data.expected {
+            let found = to_map(&DataRecord::of(source)?);
             refuse(&difference::data(expected, &found), *accept)?;
-            self.saving.data = Some(found);
-            self.saving.expected = None;
+            self.data.record = Some(found);
+            self.data.expected = None;
         }
-        if self.saving.saver.is_some() {
-            self.record_data();
+        if self.saving.is_on() {
+            self.record_data()?;
         }
-        if self.rolls_back() && self.saving.snapshot.is_none() {
-            self.take_snapshot()?;
+        if self.rolls_back() && self.saving.snapshot().is_none() {
+            self.saving(|saving, state| saving.take_snapshot(state).map(|_| ()))?;
         }
         Ok(())
     }
@@ -235,76 +206,28 @@ impl Engine {
     /// What is due every save interval: a checkpoint beside training, if there is a run folder, or else a copy to roll
     /// back to, if that is the policy. State that is not finite is never saved; the policy may roll it back.
     pub fn save_beside_training(&mut self) -> Result<StepOutcome> {
-        if self.saving.saver.is_none() && !self.rolls_back() {
+        if !self.saving.is_on() && !self.rolls_back() {
             return Ok(StepOutcome::Updated);
         }
-        self.finish_saving()?;
-        let snapshot = match self.take_snapshot() {
-            Ok(snapshot) => snapshot,
-            Err(error) if self.rolls_back() => return self.recover(error),
-            Err(error) => return Err(error),
-        };
-        let keep = self.config.keep_checkpoints;
-        if let Some(saver) = &mut self.saving.saver {
-            saver.start(snapshot, keep)?;
-            (self.saving.started, self.saving.saved) = (Some(self.steps), None);
+        match self.saving(Saving::save_beside_training) {
+            Ok(()) => Ok(StepOutcome::Updated),
+            Err(error) if self.rolls_back() => self.recover(error),
+            Err(error) => Err(error),
         }
-        Ok(StepOutcome::Updated)
     }
 
-    fn save_now(&mut self) -> Result<PathBuf> {
-        self.finish_saving()?;
-        if let (Some(step), Some(saved)) = (self.saving.started, &self.saving.saved)
-            && step == self.steps
-        {
-            return Ok(saved.clone());
-        }
-        let stores = self.stores();
-        check_finite(self.steps, self.model.layout(), &stores)?;
-        self.record_data();
-        let stores = self.stores();
-        let saver = self.saving.saver.as_ref().expect("`save_to` was called");
-        let keep = self.config.keep_checkpoints;
-        let saved = saver.folder().write(self.manifest(), self.model.layout(), &stores, keep)?;
-        (self.saving.started, self.saving.saved) = (Some(self.steps), Some(saved.clone()));
-        Ok(saved)
-    }
-
-    pub fn finish_saving(&mut self) -> Result<()> {
-        let Some(saver) = &mut self.saving.saver else { return Ok(()) };
-        match saver.wait() {
-            Ok(None) => {}
-            Ok(saved) => self.saving.saved = saved,
-            Err(error) => {
-                self.saving.started = None;
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies the state, which must be finite, into the memory of the former copy.
-    fn take_snapshot(&mut self) -> Result<Arc<Snapshot>> {
-        let stores = self.stores();
-        check_finite(self.steps, self.model.layout(), &stores)?;
-        self.record_data();
-        let former = self.saving.snapshot.take();
-        let stores = self.stores();
-        let snapshot = match former.map(Arc::try_unwrap) {
-            Some(Ok(mut snapshot)) => {
-                snapshot.update(self.manifest(), &stores);
-                snapshot
-            }
-            _ => Snapshot::new(self.manifest(), self.model.layout(), &stores),
-        };
-        let snapshot = Arc::new(snapshot);
-        self.saving.snapshot = Some(Arc::clone(&snapshot));
-        Ok(snapshot)
+    /// Calls `save` with the state.
+    fn saving<R>(&mut self, save: impl FnOnce(&mut Saving, State<'_>) -> Result<R>) -> Result<R> {
+        self.record_data()?;
+        let mut saving = std::mem::take(&mut self.saving);
+        let result = save(&mut saving, self.state());
+        self.saving = saving;
+        result
     }
 
     /// Returns to the last copy of the state; whether there was one.
     pub fn restore_snapshot(&mut self) -> bool {
-        let Some(snapshot) = &self.saving.snapshot else { return false };
+        let Some(snapshot) = self.saving.snapshot() else { return false };
         let copy = |name| snapshot.store(name).expect("a snapshot has the engine's stores").values();
         self.model.parameters_mut().values_mut().copy_from_slice(copy(MODEL));
         self.optimizer.first.values_mut().copy_from_slice(copy(FIRST_MOMENTS));
@@ -315,7 +238,7 @@ impl Engine {
             average.values_mut().copy_from_slice(copy(AVERAGE));
         }
         self.steps = snapshot.manifest().step;
-        self.saving.started = None;
+        self.saving.forget();
         true
     }
 
@@ -326,17 +249,18 @@ impl Engine {
         stores
     }
 
-    fn record_data(&mut self) {
-        if let (None, Some(source)) = (&self.saving.data, &self.saving.source) {
-            self.saving.data = Some(DataRecord::of(source));
+    fn record_data(&mut self) -> Result<()> {
+        if let (None, Some(source)) = (&self.data.record, &self.data.source) {
+            self.data.record = Some(to_map(&DataRecord::of(source)?));
         }
+        Ok(())
     }
 
-    fn manifest(&self) -> Manifest {
-        let mut settings = Map::new();
+    fn state(&self) -> State<'_> {
+        let (data, mut settings) = (&self.data, Map::new());
         settings.insert("model".into(), json(self.model.config()));
         settings.insert("training".into(), json(&self.config));
-        Manifest {
+        let manifest = Manifest {
             format_version: FORMAT_VERSION,
             kind: KIND.into(),
             machine: Machine::current(self.config.workers),
@@ -344,10 +268,14 @@ impl Engine {
             schedule_steps: self.learning_rate.total(),
             learning_rate_factor: self.recovery.learning_rate_factor,
             seed: self.config.seed,
-            data: self.saving.data.clone(),
+            data: data.record.as_ref().or(data.expected.as_ref().map(|(expected, _)| expected)).cloned(),
             settings,
+            state: Map::new(),
+            files: BTreeMap::new(),
             tensors: BTreeMap::new(),
-        }
+        };
+        let keep = self.config.keep_checkpoints;
+        State { manifest, layout: self.model.layout(), stores: self.stores(), files: Vec::new(), keep }
     }
 }
 

@@ -1,9 +1,10 @@
 //! The step itself, run inside the trainer's pool.
 
-use super::checkpointing::Saving;
+use super::checkpointing::RunData;
 use super::recovery::Recovery;
 use super::reduction::reduce;
 use super::report::{BatchLoss, Evaluation, StepOutcome, StepReport};
+use super::saving::Saving;
 use super::shard::{Shard, Step};
 use crate::checkpoint::check_finite;
 use crate::config::TrainingConfig;
@@ -36,6 +37,7 @@ pub(super) struct Engine {
     /// Where evaluation gathers its windows.
     pub evaluation_batch: Batch,
     pub saving: Saving,
+    pub data: RunData,
     pub recovery: Recovery,
 }
 
@@ -50,6 +52,7 @@ impl Engine {
             steps: 0,
             evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
             saving: Saving::default(),
+            data: RunData::default(),
             recovery: Recovery::default(),
             model,
             config,
@@ -167,7 +170,7 @@ impl Engine {
         self.shards.iter_mut().for_each(Shard::begin);
         for index in 0..wanted {
             let batch = &mut self.evaluation_batch;
-            let rows = source.fill_evaluation(index * all / wanted, batch);
+            let rows = source.fill_evaluation(index * all / wanted, batch)?;
             let batch = &self.evaluation_batch;
             let tokens = [("evaluation inputs", batch.inputs()), ("evaluation targets", batch.targets())];
             for (what, tokens) in tokens {

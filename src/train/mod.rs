@@ -10,8 +10,10 @@ mod memory_plan;
 mod recovery;
 mod reduction;
 mod report;
+mod saving;
 mod shard;
 mod trainer;
+mod word_checkpointing;
 mod word_trainer;
 mod word_worker;
 

@@ -142,7 +142,7 @@ impl Trainer {
     /// and there is a `validation` source, the model (or the moving average of its weights) is evaluated first.
     ///
     /// # Errors
-    /// As [`Trainer::step`], and those of saving (see [`Trainer::save_to`]); after either the run can be continued by
+    /// As [`Trainer::step`], those of reading the tokens, and those of saving (see [`Trainer::save_to`]); after any the run can be continued by
     /// calling this again. [`Error::Differences`] if the trainer was resumed and `source` is not the data of its
     /// checkpoint; [`Error::InvalidConfig`] if the config says neither `max_steps` nor `epochs`;
     /// [`Error::Shape`] if a source has batches of another shape than `batch_size`·`accumulation_steps` (of any number
@@ -242,7 +242,7 @@ fn run(
     let (mut last, mut stopped, mut tokens, mut training_time) = (None, false, 0, Duration::ZERO);
     while engine.steps < last_step {
         let start = Instant::now();
-        source.fill(engine.steps, &mut batch);
+        source.fill(engine.steps, &mut batch)?;
         let mut report = engine.guarded_step(&batch)?;
         training_time += start.elapsed();
         tokens += report.tokens;
@@ -274,6 +274,6 @@ fn run(
             break;
         }
     }
-    engine.finish_saving()?;
+    engine.saving.finish()?;
     Ok(RunSummary { steps: engine.steps, stopped, last, tokens, training_time })
 }

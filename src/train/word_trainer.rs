@@ -4,13 +4,15 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::word_worker::{Shared, WordWorker, deterministic_round};
+use super::saving::Saving;
+use super::word_checkpointing::WordData;
+use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
+use crate::Result;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
 use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
-use crate::{Error, Result};
 
 /// Words of the corpus between two reports.
 const REPORT_WORDS: u64 = 1 << 17;
@@ -34,8 +36,10 @@ pub struct WordProgress {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WordSummary {
-    /// Words of the corpus read, in all epochs.
+    /// Words of the corpus read, in all epochs, those before the run included.
     pub words: u64,
+    /// Words of the corpus that this run read.
+    pub run_words: u64,
     /// Mean loss of a positive pair and its negatives in the last epoch, in nats; not a number if there was no pair.
     pub loss: f64,
     /// Time spent training.
@@ -48,7 +52,7 @@ impl WordSummary {
     /// Words of the corpus a second.
     #[must_use]
     pub fn words_per_second(&self) -> f64 {
-        self.words as f64 / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
+        self.run_words as f64 / self.training_time.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
 
@@ -78,9 +82,13 @@ impl WordSummary {
 /// ```
 #[derive(Debug)]
 pub struct WordTrainer {
-    vocabulary: WordVocabulary,
-    config: WordTrainingConfig,
-    model: SkipGram,
+    pub(super) vocabulary: WordVocabulary,
+    pub(super) config: WordTrainingConfig,
+    pub(super) model: SkipGram,
+    /// Where each worker is; nowhere before the first block.
+    pub(super) places: Vec<Option<WorkerPlace>>,
+    pub(super) saving: Saving,
+    pub(super) data: WordData,
     pool: rayon::ThreadPool,
 }
 
@@ -95,37 +103,65 @@ impl WordTrainer {
             .num_threads(config.workers)
             .thread_name(|worker| format!("cllm worker {worker}"))
             .build()?;
-        Ok(Self { vocabulary, config, model, pool })
+        let (places, saving, data) = (Vec::new(), Saving::default(), WordData::default());
+        Ok(Self { vocabulary, config, model, places, saving, data, pool })
     }
 
-    /// Trains on `corpus` for the configured epochs, the learning rate falling from its start to its end.
+    /// Trains on `corpus` for the configured epochs, the learning rate falling from its start to its end, from where this
+    /// trainer is: at the beginning, where a run was stopped, or where its checkpoint was written.
     ///
     /// `on_progress` is called on a worker thread every 130 thousand words of a worker or so, and may stop the run.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read; [`Error::NonFinite`] if the loss is not finite.
+    /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or was cut; some words of it may then be passed
+    /// over if the run is continued, unless it is resumed from its last checkpoint. [`Error::NonFinite`] if the loss of a
+    /// block is not finite, and then the block is left out. [`Error::Differences`] if the trainer was resumed and
+    /// `corpus` is not the text of its checkpoint. Those of saving (see [`WordTrainer::save_to`]).
     pub fn run(
         &mut self,
         corpus: &TextFiles,
         on_progress: impl FnMut(&WordProgress) -> ControlFlow<()> + Send,
     ) -> Result<WordSummary> {
+        self.begin_run(corpus)?;
         let start = Instant::now();
-        let shared = Shared::new(&self.vocabulary, &self.config, corpus);
-        let mut workers: Vec<WordWorker<'_>> =
-            (0..self.config.workers).map(|worker| WordWorker::new(&shared, worker)).collect();
-        let mut reporter = Reporter { start, next: REPORT_WORDS, on_progress };
-        let (model, config) = (&mut self.model, &self.config);
-        let stopped = self.pool.install(|| match config.mode {
-            WorkerMode::Deterministic => deterministic(&shared, &mut workers, model, &mut reporter),
-            WorkerMode::Async => asynchronous(&mut workers, model, config.dim, &mut reporter),
-        })?;
+        let Self { vocabulary, config, model, places, saving, data, pool } = self;
+        let shared = Shared::new(vocabulary, config, corpus);
+        let mut workers = (0..config.workers)
+            .map(|worker| match places.get(worker).and_then(Option::as_ref) {
+                None => Ok(WordWorker::new(&shared, worker)),
+                Some(place) => WordWorker::at(&shared, worker, place),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let first: u64 = workers.iter().map(WordWorker::words).sum();
+        let mut watch = Watch {
+            start,
+            first,
+            next_report: workers[0].words() + REPORT_WORDS,
+            next_save: config.save_interval.filter(|_| saving.is_on()).map(|interval| first + interval),
+            on_progress,
+        };
+        let ended: Result<bool> = pool.install(|| {
+            loop {
+                let pause = match config.mode {
+                    WorkerMode::Deterministic => deterministic(&shared, &mut workers, model, &mut watch),
+                    WorkerMode::Async => asynchronous(&mut workers, model, config.dim, &mut watch),
+                }?;
+                if pause != Pause::Save {
+                    saving.finish()?;
+                    return Ok(pause == Pause::Stop);
+                }
+                *places = places_of(&workers);
+                saving.save_beside_training(data.state(vocabulary, config, model, places))?;
+                let words: u64 = workers.iter().map(WordWorker::words).sum();
+                watch.next_save = config.save_interval.map(|interval| words + interval);
+            }
+        });
+        *places = places_of(&workers);
         let loss = workers.iter().map(|worker| worker.epoch_loss.loss).sum::<f64>()
             / workers.iter().map(|worker| worker.epoch_loss.pairs).sum::<f64>();
-        let words = workers.iter().map(WordWorker::words).sum();
-        if loss.is_infinite() || workers.iter().any(|worker| worker.epoch_loss.loss.is_nan()) {
-            return Err(Error::NonFinite { step: words, what: "the loss".into(), value: loss });
-        }
-        Ok(WordSummary { words, loss, training_time: start.elapsed(), stopped })
+        let words: u64 = workers.iter().map(WordWorker::words).sum();
+        let stopped = ended?;
+        Ok(WordSummary { words, run_words: words - first, loss, training_time: start.elapsed(), stopped })
     }
 
     /// The tables as trained so far.
@@ -153,40 +189,63 @@ impl WordTrainer {
     }
 }
 
-/// Calls the callback when it is due.
-struct Reporter<F> {
+fn places_of(workers: &[WordWorker<'_>]) -> Vec<Option<WorkerPlace>> {
+    workers.iter().map(WordWorker::place).collect()
+}
+
+/// Why the workers came to rest between two blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// The text is at its end.
+    End,
+    /// The callback stopped the run.
+    Stop,
+    /// A checkpoint is due.
+    Save,
+}
+
+/// Calls the callback when it is due, and tells when a checkpoint is.
+struct Watch<F> {
     start: Instant,
-    next: u64,
+    /// Words read before this run.
+    first: u64,
+    /// Of the first worker.
+    next_report: u64,
+    /// Of all workers.
+    next_save: Option<u64>,
     on_progress: F,
 }
 
-impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Reporter<F> {
-    /// Reports what `worker` has done, as if all `workers` had done the same; returns whether the run shall stop.
-    fn report(&mut self, worker: &mut WordWorker<'_>, workers: usize) -> bool {
-        if worker.words() < self.next {
-            return false;
-        }
-        self.next = worker.words() + REPORT_WORDS;
+impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
+    /// Looks at `worker`, as if all `workers` had done the same; returns why they shall come to rest, if they shall.
+    fn look(&mut self, worker: &mut WordWorker<'_>, workers: usize) -> Option<Pause> {
         let words = worker.words() * workers as u64;
-        let loss = worker.take_loss();
-        let progress = WordProgress {
-            words,
-            done: worker.done(),
-            learning_rate: worker.learning_rate(),
-            loss: loss.loss / loss.pairs,
-            words_per_second: words as f64 / self.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE),
-        };
-        (self.on_progress)(&progress).is_break()
+        if worker.words() >= self.next_report {
+            self.next_report = worker.words() + REPORT_WORDS;
+            let loss = worker.take_loss();
+            let seconds = self.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+            let progress = WordProgress {
+                words,
+                done: worker.done(),
+                learning_rate: worker.learning_rate(),
+                loss: loss.loss / loss.pairs,
+                words_per_second: words.saturating_sub(self.first) as f64 / seconds,
+            };
+            if (self.on_progress)(&progress).is_break() {
+                return Some(Pause::Stop);
+            }
+        }
+        self.next_save.is_some_and(|next| words >= next).then_some(Pause::Save)
     }
 }
 
-/// Rounds of one block a worker, until no worker has any left; returns whether the run was stopped.
+/// Rounds of one block a worker, until no worker has any left or there is a reason to pause.
 fn deterministic(
     shared: &Shared<'_>,
     workers: &mut [WordWorker<'_>],
     model: &mut SkipGram,
-    reporter: &mut Reporter<impl FnMut(&WordProgress) -> ControlFlow<()>>,
-) -> Result<bool> {
+    watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()>>,
+) -> Result<Pause> {
     let (input, output) = model.tables_mut();
     loop {
         deterministic_round(shared, workers, input, output);
@@ -194,39 +253,43 @@ fn deterministic(
             worker.take_error()?;
         }
         if workers.iter().all(WordWorker::finished) {
-            return Ok(false);
+            return Ok(Pause::End);
         }
         let count = workers.len();
-        if reporter.report(&mut workers[0], count) {
-            return Ok(true);
+        if let Some(pause) = watch.look(&mut workers[0], count) {
+            return Ok(pause);
         }
     }
 }
 
-/// Every worker on its own; returns whether the run was stopped.
+/// Every worker on its own, until no worker has any words left or there is a reason to pause.
 fn asynchronous(
     workers: &mut [WordWorker<'_>],
     model: &mut SkipGram,
     dim: usize,
-    reporter: &mut Reporter<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
-) -> Result<bool> {
+    watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
+) -> Result<Pause> {
     let (input, output) = model.tables_mut();
     let (input, output) = (as_atomics(input), as_atomics(output));
-    let stop = AtomicBool::new(false);
-    let reporter = std::sync::Mutex::new(reporter);
+    let halt = AtomicBool::new(false);
+    let watch = std::sync::Mutex::new((watch, Pause::End));
     let count = workers.len();
     for_each_indexed(workers, &|index, worker| {
-        while !stop.load(Ordering::Relaxed) && worker.race(input, output, dim) {
-            if index == 0 && reporter.lock().is_ok_and(|mut reporter| reporter.report(worker, count)) {
-                stop.store(true, Ordering::Relaxed);
+        while !halt.load(Ordering::Relaxed) && worker.race(input, output, dim) {
+            if index == 0
+                && let Ok(mut watching) = watch.lock()
+                && let Some(pause) = watching.0.look(worker, count)
+            {
+                watching.1 = pause;
+                halt.store(true, Ordering::Relaxed);
             }
         }
         if worker.failed() {
-            stop.store(true, Ordering::Relaxed);
+            halt.store(true, Ordering::Relaxed);
         }
     });
     for worker in workers {
         worker.take_error()?;
     }
-    Ok(stop.into_inner())
+    Ok(watch.into_inner().map_or(Pause::Stop, |(_, pause)| pause))
 }

@@ -3,11 +3,13 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{WordObjective, WordTrainingConfig};
-use crate::data::{AliasTable, TextFiles, WordStream, WordVocabulary};
+use crate::data::{AliasTable, StreamPlace, TextFiles, WordStream, WordVocabulary};
 use crate::kernels::elementwise::axpy;
 use crate::models::skip_gram::block::{Block, BlockLoss};
-use crate::models::skip_gram::rows::{Frozen, Racing};
+use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing};
 use crate::models::skip_gram::windows::BlockNumber;
 use crate::parallel::{for_each_indexed, part_of};
 use crate::{Error, Result};
@@ -76,6 +78,28 @@ fn ends_of_shares(shares: usize, rows: usize, weight: impl Fn(usize) -> f64) -> 
     ends
 }
 
+/// Where a worker is between two blocks: all it needs to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkerPlace {
+    text: StreamPlace,
+    /// The next block of this epoch.
+    block: u64,
+    /// The words in sight, and their lines.
+    words: Vec<u32>,
+    lines: Vec<u32>,
+    /// Sums of this epoch.
+    loss: f64,
+    pairs: f64,
+    finished: bool,
+}
+
+impl WorkerPlace {
+    pub fn words_read(&self) -> u64 {
+        self.text.words
+    }
+}
+
 /// One worker.
 #[derive(Debug)]
 pub(super) struct WordWorker<'a> {
@@ -100,8 +124,10 @@ enum State {
     AtEnd,
     /// The block has a gradient.
     Computed,
-    /// All epochs are done, or reading failed.
+    /// All epochs are done.
     Finished,
+    /// Reading failed, or the last block's loss is not finite.
+    Failed,
 }
 
 impl<'a> WordWorker<'a> {
@@ -122,6 +148,55 @@ impl<'a> WordWorker<'a> {
             epoch_loss: BlockLoss::default(),
             error: None,
         }
+    }
+
+    /// A worker that goes on where another stopped.
+    ///
+    /// # Errors
+    /// What is wrong with the place.
+    pub fn at(shared: &'a Shared<'a>, index: usize, place: &WorkerPlace) -> Result<Self> {
+        let mut worker = Self::new(shared, index);
+        let Shared { config, vocabulary, negatives, .. } = shared;
+        let wrong = |what: &str| {
+            Err(Error::Shape {
+                what: format!("{what} of worker {index} in the checkpoint"),
+                expected: vec![2 * (config.block + config.window)],
+                found: vec![place.words.len(), place.lines.len()],
+            })
+        };
+        if place.words.len() != place.lines.len() || place.words.len() != 2 * (config.block + config.window) {
+            return wrong("the words in sight");
+        }
+        let known = |&word: &u32| word == NO_ROW || (word as usize) < vocabulary.len();
+        if !place.words.iter().all(known) || place.text.epoch >= config.epochs {
+            return wrong("the place");
+        }
+        worker.stream.seek(&place.text)?;
+        let number = BlockNumber { seed: config.seed, worker: index, epoch: place.text.epoch, block: place.block };
+        worker.block.windows.restore((&place.words, &place.lines, number), negatives);
+        worker.next_epoch = place.text.epoch + 1;
+        worker.epoch_loss = BlockLoss { loss: place.loss, pairs: place.pairs };
+        // A run that was made longer goes on.
+        worker.state =
+            if place.finished && worker.next_epoch == config.epochs { State::Finished } else { State::Computed };
+        Ok(worker)
+    }
+
+    /// Where the worker is, between two blocks; nowhere before its first.
+    pub fn place(&self) -> Option<WorkerPlace> {
+        if self.state == State::AtEnd {
+            return None;
+        }
+        let (words, lines, number) = self.block.windows.place();
+        Some(WorkerPlace {
+            text: self.stream.place(),
+            block: number.block,
+            words: words.to_vec(),
+            lines: lines.to_vec(),
+            loss: self.epoch_loss.loss,
+            pairs: self.epoch_loss.pairs,
+            finished: self.state == State::Finished,
+        })
     }
 
     /// Goes on to the next block, in the next epoch if need be; returns its number if there is any.
@@ -170,12 +245,17 @@ impl<'a> WordWorker<'a> {
     }
 
     fn step(&mut self, compute: impl FnOnce(&mut Block, BlockNumber) -> BlockLoss) {
-        if self.state == State::Finished {
+        if matches!(self.state, State::Finished | State::Failed) {
             return;
         }
         match self.next_block() {
             Ok(Some(number)) => {
                 let BlockLoss { loss, pairs } = compute(&mut self.block, number);
+                if !loss.is_finite() {
+                    self.state = State::Failed;
+                    self.error = Some(Error::NonFinite { step: self.words(), what: "the loss".into(), value: loss });
+                    return;
+                }
                 for sum in [&mut self.loss, &mut self.epoch_loss] {
                     sum.loss += loss;
                     sum.pairs += pairs;
@@ -183,7 +263,7 @@ impl<'a> WordWorker<'a> {
             }
             Ok(None) => self.state = State::Finished,
             Err(error) => {
-                self.state = State::Finished;
+                self.state = State::Failed;
                 self.error = Some(error);
             }
         }

@@ -39,7 +39,7 @@ fn names(folder: &Path) -> Vec<OsString> {
 
 fn all(tokens: &TokenStore) -> Vec<u32> {
     let mut ids = vec![0; tokens.len()];
-    tokens.copy_to(0, &mut ids);
+    tokens.copy_to(0, &mut ids).unwrap();
     ids
 }
 
@@ -115,7 +115,7 @@ fn memory_and_file_hold_the_same_tokens() {
     let fill = |tokens: TokenStore| {
         let source = SequenceSource::new(tokens, BatchOrder::Shuffled, 4, 16, 7).unwrap();
         let mut batch = Batch::zeros(4, 16);
-        source.fill(1234, &mut batch);
+        source.fill(1234, &mut batch).unwrap();
         batch
     };
     assert_eq!(fill(in_file), fill(in_memory));
@@ -268,6 +268,6 @@ fn tiny_shakespeare_has_its_known_figures() {
     let (training, validation) = corpus.tokenize(&tokenizer).unwrap().split_validation(0.1).unwrap();
     assert_eq!((training.len(), validation.len()), (1_003_854, 111_540));
     let mut first = [0; 13];
-    training.copy_to(0, &mut first);
+    training.copy_to(0, &mut first).unwrap();
     assert_eq!(tokenizer.decode(&first), "First Citizen");
 }

@@ -62,6 +62,22 @@ impl Windows {
         self.fill(stream, self.centres + self.window)
     }
 
+    /// The words in sight, their lines, and the number of the next block.
+    pub fn place(&self) -> (&[u32], &[u32], BlockNumber) {
+        (&self.words, &self.lines, self.number)
+    }
+
+    /// Goes to a place where windows of the same size were.
+    ///
+    /// # Panics
+    /// If they had another size.
+    pub fn restore(&mut self, (words, lines, number): (&[u32], &[u32], BlockNumber), table: &AliasTable) {
+        self.words.copy_from_slice(words);
+        self.lines.copy_from_slice(lines);
+        self.number = number;
+        draw(table, number, &mut self.next_negatives);
+    }
+
     /// On to the next block; returns whether it has a word, and its number.
     pub fn advance(&mut self, stream: &mut WordStream<'_>, table: &AliasTable) -> Result<Option<BlockNumber>> {
         self.words.copy_within(self.centres.., 0);

@@ -1,0 +1,226 @@
+//! Saving a word trainer's state, and taking a run up where it was left.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::saving::State;
+use super::word_trainer::WordTrainer;
+use super::word_worker::WorkerPlace;
+use crate::checkpoint::difference::{self, refuse};
+use crate::checkpoint::{
+    Accept, Checkpoint, Checksum, Difference, DifferenceKind, FORMAT_VERSION, Machine, Manifest, to_map,
+};
+use crate::config::WordTrainingConfig;
+use crate::data::{TextFiles, WordSplit, WordVocabulary};
+use crate::models::skip_gram::SkipGram;
+use crate::{Error, Result};
+
+/// The kind of checkpoint that this trainer writes.
+const KIND: &str = "words";
+
+const TABLES: &str = "model";
+const VOCABULARY: &str = "vocabulary.txt";
+const WORKERS: &str = "workers";
+
+/// The text of a trainer's run, and the vocabulary's file.
+#[derive(Debug, Default)]
+pub(super) struct WordData {
+    text: Option<TextFiles>,
+    record: Option<Map<String, Value>>,
+    /// The text that a resumed run must find, and how strict to be.
+    expected: Option<(Map<String, Value>, Accept)>,
+    vocabulary: Option<Arc<[u8]>>,
+}
+
+/// What a checkpoint says of the text.
+#[derive(Serialize)]
+struct TextRecord {
+    files: usize,
+    bytes: u64,
+    fingerprint: Checksum,
+}
+
+/// What it says of the vocabulary, beside its file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VocabularyRecord {
+    split: WordSplit,
+    corpus_words: u64,
+}
+
+impl WordTrainer {
+    /// Makes `folder` the run folder: [`WordTrainer::run`] then writes a checkpoint to it every
+    /// [`save_interval`](WordTrainingConfig::save_interval) words of the corpus or so, and keeps the last
+    /// [`keep_checkpoints`](WordTrainingConfig::keep_checkpoints).
+    ///
+    /// A checkpoint holds both tables, the vocabulary, and each worker's place in the text: the block it is at, the words
+    /// in sight, its sums of the epoch. These saves go on beside training, as [`Trainer::save_to`](crate::Trainer::save_to)
+    /// describes; in asynchronous mode the workers come to rest between two blocks while the state is copied.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if the folder has another writer, [`Error::Io`], or the error of a former save.
+    pub fn save_to(&mut self, folder: impl AsRef<Path>) -> Result<()> {
+        self.saving.save_to(folder.as_ref())
+    }
+
+    /// Writes a checkpoint to the run folder `folder`, which is made if need be, and returns its path. Nothing is
+    /// written if the last checkpoint there, of this trainer, is of this very word.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] if an element of a table is not finite: nothing is written then. [`Error::Locked`],
+    /// [`Error::Io`]: the former checkpoint is then untouched, and training can go on.
+    pub fn save(&mut self, folder: impl AsRef<Path>) -> Result<PathBuf> {
+        self.saving.save_to(folder.as_ref())?;
+        self.data.prepare(&self.vocabulary)?;
+        let Self { vocabulary, config, model, places, saving, data, .. } = self;
+        saving.save_now(&data.state(vocabulary, config, model, places))
+    }
+
+    /// Takes up the run in `folder` where its last checkpoint left it, or at the checkpoint that `folder` is; with the
+    /// settings `config`, or else those of the checkpoint. The text is compared when the run goes on.
+    ///
+    /// In deterministic mode the trainer goes on as the one that wrote the checkpoint would have, bit by bit. In
+    /// asynchronous mode it goes on at the same place, but no two runs have the same bits. All differences found are
+    /// returned; those that `accept` does not cover are an error. The number of workers and what a block is must be the
+    /// same in any case, since the places in the text depend on them.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::load`]; [`Error::Differences`]; those of [`WordTrainer::new`].
+    pub fn resume(
+        folder: impl AsRef<Path>,
+        config: Option<WordTrainingConfig>,
+        accept: Accept,
+    ) -> Result<(Self, Vec<Difference>)> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let (manifest, path) = (checkpoint.manifest(), checkpoint.manifest_path());
+        if manifest.kind != KIND {
+            return Err(Error::invalid_file(path, format!("a checkpoint of a {}, not of {KIND}", manifest.kind)));
+        }
+        let saved: WordTrainingConfig = manifest.setting(&path, "training")?;
+        let config = config.unwrap_or_else(|| saved.clone());
+        for (name, saved, found) in [
+            ("workers", saved.workers, config.workers),
+            ("block", saved.block, config.block),
+            ("window", saved.window, config.window),
+        ] {
+            if saved != found {
+                return Err(Error::config(name, found, format!("must be {saved}, as in the checkpoint")));
+            }
+        }
+        let mut differences = difference::machines(&manifest.machine, &Machine::current(config.workers));
+        differences.extend(difference::settings(&saved, &config, setting_kind));
+        refuse(&differences, accept)?;
+
+        let VocabularyRecord { split, corpus_words } = manifest.setting(&path, "vocabulary")?;
+        let text = checkpoint.file(VOCABULARY)?;
+        let vocabulary = WordVocabulary::parse(&text, split, corpus_words)
+            .map_err(|problem| Error::invalid_file(checkpoint.folder().join(VOCABULARY), problem))?;
+        let places: Vec<Option<WorkerPlace>> = manifest.state(&path, WORKERS)?;
+        if !places.is_empty() && places.len() != config.workers {
+            let problem = format!("{} places for {} workers", places.len(), config.workers);
+            return Err(Error::invalid_file(path, problem));
+        }
+        let mut trainer = Self::new(vocabulary, config)?;
+        let tables = checkpoint.load(TABLES, trainer.model.layout())?;
+        trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
+        trainer.places = places;
+        trainer.data.expected = manifest.data.clone().map(|data| (data, accept));
+        Ok((trainer, differences))
+    }
+
+    /// Waits for a save that is going on beside training.
+    ///
+    /// # Errors
+    /// Its error.
+    pub fn finish_saving(&mut self) -> Result<()> {
+        self.saving.finish()
+    }
+
+    /// Words of the corpus read so far, in all epochs.
+    #[must_use]
+    pub fn words(&self) -> u64 {
+        words(&self.places)
+    }
+
+    /// Compares the text of a run with what a checkpoint says, and does now what would stall a save.
+    pub(super) fn begin_run(&mut self, text: &TextFiles) -> Result<()> {
+        let data = &mut self.data;
+        if data.text.as_ref() != Some(text) {
+            (data.text, data.record) = (Some(text.clone()), None);
+        }
+        if let Some((expected, accept)) = &data.expected {
+            let found = record(text)?;
+            refuse(&difference::data(expected, &found), *accept)?;
+            (data.record, data.expected) = (Some(found), None);
+        }
+        if self.saving.is_on() { data.prepare(&self.vocabulary) } else { Ok(()) }
+    }
+}
+
+impl WordData {
+    fn prepare(&mut self, vocabulary: &WordVocabulary) -> Result<()> {
+        if let (None, Some(text)) = (&self.record, &self.text) {
+            self.record = Some(record(text)?);
+        }
+        self.vocabulary.get_or_insert_with(|| vocabulary.to_text().into_bytes().into());
+        Ok(())
+    }
+
+    pub fn state<'a>(
+        &self,
+        vocabulary: &WordVocabulary,
+        config: &WordTrainingConfig,
+        model: &'a SkipGram,
+        places: &[Option<WorkerPlace>],
+    ) -> State<'a> {
+        let record = VocabularyRecord { split: vocabulary.split(), corpus_words: vocabulary.corpus_words() };
+        let mut settings = Map::new();
+        settings.insert("training".into(), to_map(config).into());
+        settings.insert("vocabulary".into(), to_map(&record).into());
+        let mut state = Map::new();
+        state.insert(WORKERS.into(), serde_json::to_value(places).expect("places have only string keys"));
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            kind: KIND.into(),
+            machine: Machine::current(config.workers),
+            step: words(places),
+            schedule_steps: vocabulary.corpus_words().saturating_mul(config.epochs),
+            learning_rate_factor: 1.0,
+            seed: config.seed,
+            data: self.record.as_ref().or(self.expected.as_ref().map(|(expected, _)| expected)).cloned(),
+            settings,
+            state,
+            files: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        };
+        let vocabulary = self.vocabulary.as_ref().expect("`prepare` was called");
+        State {
+            manifest,
+            layout: model.layout(),
+            stores: vec![(TABLES, model.parameters())],
+            files: vec![(VOCABULARY, Arc::clone(vocabulary))],
+            keep: config.keep_checkpoints,
+        }
+    }
+}
+
+fn record(text: &TextFiles) -> Result<Map<String, Value>> {
+    let (files, bytes) = (text.paths().len(), text.total_bytes());
+    Ok(to_map(&TextRecord { files, bytes, fingerprint: text.fingerprint()? }))
+}
+
+fn words(places: &[Option<WorkerPlace>]) -> u64 {
+    places.iter().flatten().map(WorkerPlace::words_read).sum()
+}
+
+fn setting_kind(name: &str, saved: &Value, found: &Value) -> DifferenceKind {
+    match name {
+        "save_interval" | "keep_checkpoints" => DifferenceKind::Interval,
+        "epochs" if saved.as_u64() < found.as_u64() => DifferenceKind::Interval,
+        _ => DifferenceKind::Setting,
+    }
+}

@@ -1,0 +1,246 @@
+//! A resumed run of word embeddings ends in the bytes of the run that was never interrupted.
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use cllm::checkpoint::{Accept, Checkpoint};
+use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
+use cllm::rng::{Purpose, Stream};
+use cllm::train::{WordSummary, WordTrainer};
+use cllm::{Error, Result};
+use support::files;
+
+/// Two files of lines of different lengths, over 60 words.
+fn corpus(folder: &Path, lines: u64) -> TextFiles {
+    let stream = Stream::new(3, Purpose::Caller, 0);
+    let text = |part: u64| -> String {
+        let line = |line: u64| {
+            let first = 100 * (line + part * lines);
+            let words = 1 + stream.below(first, 12);
+            (1..=words).map(|word| format!("w{} ", stream.below(first + word, 60))).collect::<String>() + "\n"
+        };
+        (0..lines).map(line).collect()
+    };
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("a.txt"), text(0)).unwrap();
+    std::fs::write(folder.join("b.txt"), text(1)).unwrap();
+    TextFiles::collect(&[folder], &TextOptions::default()).unwrap()
+}
+
+fn config() -> WordTrainingConfig {
+    WordTrainingConfig { dim: 12, sample: 1e-2, epochs: 3, learning_rate: 0.05, ..Default::default() }
+}
+
+fn trainer(corpus: &TextFiles, config: &WordTrainingConfig) -> WordTrainer {
+    let vocabulary = WordVocabulary::build(corpus, WordSplit::Blanks, 1).unwrap();
+    WordTrainer::new(vocabulary, config.clone()).unwrap()
+}
+
+fn to_the_end(trainer: &mut WordTrainer, corpus: &TextFiles) -> Result<WordSummary> {
+    trainer.run(corpus, |_| ControlFlow::Continue(()))
+}
+
+fn resume(folder: &Path) -> Result<WordTrainer> {
+    WordTrainer::resume(folder, None, Accept::Exact).map(|(trainer, differences)| {
+        assert_eq!(differences, []);
+        trainer
+    })
+}
+
+fn checkpoints(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders
+}
+
+#[test]
+fn every_objective_and_worker_count_resumes_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 300);
+    let mut resumed = 0;
+    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+        for workers in [1, 2, 3] {
+            let run = folder.path().join(format!("{objective:?}-{workers}"));
+            let config = WordTrainingConfig {
+                objective,
+                workers,
+                save_interval: Some(1500),
+                keep_checkpoints: None,
+                ..config()
+            };
+            let mut whole = trainer(&text, &config);
+            whole.save_to(&run).unwrap();
+            let summary = to_the_end(&mut whole, &text).unwrap();
+            let expected = files(&whole.save(&run).unwrap());
+            assert_eq!((summary.words, summary.run_words), (whole.words(), whole.words()));
+            drop(whole);
+            let all = checkpoints(&run);
+            assert!(all.len() > 5, "{all:?}");
+            for from in all {
+                let mut trainer = resume(&from).unwrap();
+                let before = trainer.words();
+                let found = to_the_end(&mut trainer, &text).unwrap();
+                assert_eq!((found.words, found.run_words), (summary.words, summary.words - before));
+                assert_eq!(found.loss.to_bits(), summary.loss.to_bits(), "{objective:?}, {workers} workers");
+                let end = tempfile::tempdir().unwrap();
+                assert!(files(&trainer.save(end.path()).unwrap()) == expected, "{objective:?}, {workers}: {from:?}");
+                resumed += 1;
+            }
+        }
+    }
+    println!("{resumed} checkpoints resumed");
+}
+
+/// A run that the callback stops and another call continues, in one process and in two.
+#[test]
+fn a_stopped_run_is_continued_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 25_000);
+    let config = WordTrainingConfig { epochs: 2, workers: 2, ..config() };
+    let mut whole = trainer(&text, &config);
+    to_the_end(&mut whole, &text).unwrap();
+    let mut parts = trainer(&text, &config);
+    let summary = parts.run(&text, |_| ControlFlow::Break(())).unwrap();
+    assert!(summary.stopped && parts.words() < whole.words());
+    parts.save(folder.path().join("run")).unwrap();
+    let mut other = resume(&folder.path().join("run")).unwrap();
+    for parts in [&mut parts, &mut other] {
+        to_the_end(parts, &text).unwrap();
+        assert_eq!(parts.model().parameters().values(), whole.model().parameters().values());
+        // Nothing is left to do.
+        assert_eq!(to_the_end(parts, &text).unwrap().run_words, 0);
+        assert_eq!(parts.model().parameters().values(), whole.model().parameters().values());
+    }
+}
+
+#[test]
+fn an_asynchronous_run_goes_on_at_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 300);
+    let config = WordTrainingConfig { mode: WorkerMode::Async, workers: 2, save_interval: Some(1000), ..config() };
+    let mut whole = trainer(&text, &config);
+    whole.save_to(folder.path()).unwrap();
+    let summary = to_the_end(&mut whole, &text).unwrap();
+    drop(whole);
+    for from in checkpoints(folder.path()) {
+        let mut trainer = resume(&from).unwrap();
+        let before = trainer.words();
+        assert!(before > 0 && before < summary.words);
+        let rest = to_the_end(&mut trainer, &text).unwrap();
+        assert_eq!((rest.words, rest.run_words), (summary.words, summary.words - before));
+    }
+}
+
+#[test]
+fn what_differs_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 300);
+    let config = WordTrainingConfig { save_interval: Some(2000), keep_checkpoints: None, ..config() };
+    let run = folder.path().join("run");
+    let mut first = trainer(&text, &config);
+    first.save_to(&run).unwrap();
+    to_the_end(&mut first, &text).unwrap();
+    drop(first);
+    let from = &checkpoints(&run)[0];
+    let with = |config: WordTrainingConfig, accept| WordTrainer::resume(from, Some(config), accept);
+    for (changed, name) in [
+        (WordTrainingConfig { seed: 2, ..config.clone() }, "seed"),
+        (WordTrainingConfig { epochs: 2, ..config.clone() }, "epochs"),
+    ] {
+        let error = with(changed, Accept::Exact).unwrap_err();
+        assert!(matches!(&error, Error::Differences { differences } if differences[0].name == name), "{error}");
+    }
+    let error = with(WordTrainingConfig { workers: 2, ..config.clone() }, Accept::Anything).unwrap_err();
+    assert!(matches!(&error, Error::InvalidConfig { name: "workers", .. }), "{error}");
+    let longer = WordTrainingConfig { epochs: 5, keep_checkpoints: Some(1), ..config.clone() };
+    let (mut trainer, differences) = with(longer, Accept::Exact).unwrap();
+    assert_eq!(differences.len(), 2);
+    assert_eq!(to_the_end(&mut trainer, &text).unwrap().words, text_words(&text) * 5);
+
+    // A run that was at its end goes on too.
+    let last = checkpoints(&run).pop().unwrap();
+    let longer = WordTrainingConfig { epochs: 4, ..config.clone() };
+    let mut trainer = WordTrainer::resume(&last, Some(longer), Accept::Exact).unwrap().0;
+    assert_eq!(to_the_end(&mut trainer, &text).unwrap().words, text_words(&text) * 4);
+
+    let other = folder.path().join("other");
+    let changed = corpus(&other, 300);
+    std::fs::write(
+        other.join("b.txt"),
+        std::fs::read_to_string(other.join("b.txt")).unwrap().replacen("w1 ", "w2 ", 1),
+    )
+    .unwrap();
+    let error = to_the_end(&mut resume(from).unwrap(), &changed).unwrap_err();
+    assert!(matches!(&error, Error::Differences { differences } if differences[0].name == "fingerprint"), "{error}");
+    to_the_end(&mut WordTrainer::resume(from, None, Accept::Anything).unwrap().0, &changed).unwrap();
+}
+
+fn text_words(text: &TextFiles) -> u64 {
+    WordVocabulary::build(text, WordSplit::Blanks, 1).unwrap().corpus_words()
+}
+
+#[test]
+fn numbers_that_go_wrong_leave_the_last_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 300);
+    let run = folder.path().join("run");
+    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+        let config = WordTrainingConfig { mode, workers: 2, ..config() };
+        let mut good = trainer(&text, &config);
+        let saved = good.save(&run).unwrap();
+        let before = files(&saved);
+        drop(good);
+        let exploding = WordTrainingConfig { learning_rate: 1e38, save_interval: Some(50), ..config };
+        let mut trainer = WordTrainer::resume(&saved, Some(exploding), Accept::Anything).unwrap().0;
+        trainer.save_to(&run).unwrap();
+        let error = to_the_end(&mut trainer, &text).unwrap_err();
+        assert!(matches!(error, Error::NonFinite { .. }), "{mode:?}: {error}");
+        assert!(matches!(trainer.save(&run), Err(Error::NonFinite { .. })), "{mode:?}");
+        drop(trainer);
+        let last = Checkpoint::open(&run).unwrap();
+        assert!(last.manifest().step < 1000, "{mode:?}: {}", last.manifest().step);
+        assert!(files(&saved) == before);
+        resume(&run).unwrap();
+        std::fs::remove_dir_all(&run).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_a_typed_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 20);
+    let saved = trainer(&text, &config()).save(folder.path().join("run")).unwrap();
+    resume(&saved).unwrap();
+    let mut checked = 0;
+    for name in ["vocabulary.txt", "model.safetensors", "manifest.json"] {
+        let path = saved.join(name);
+        let good = std::fs::read(&path).unwrap();
+        for at in (0..good.len()).step_by(1 + good.len() / 150) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            for bad in [&bad[..], &good[..at]] {
+                std::fs::write(&path, bad).unwrap();
+                let error = resume(&saved).unwrap_err();
+                let typed = matches!(
+                    error,
+                    Error::InvalidFile { .. }
+                        | Error::Checksum { .. }
+                        | Error::EmptyFile { .. }
+                        | Error::MissingTensor { .. }
+                        | Error::Shape { .. }
+                );
+                assert!(typed, "{name} at {at}: {error}");
+                checked += 1;
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(resume(&saved).is_err());
+        std::fs::write(&path, good).unwrap();
+    }
+    assert!(checked > 600, "{checked}");
+    resume(&saved).unwrap();
+}
