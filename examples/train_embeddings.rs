@@ -140,8 +140,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if let Some(path) = &arguments.out {
         match arguments.format {
-            Format::Word2vec => word2vec::write_text(path, vocabulary, vectors)?,
-            Format::Word2vecBin => word2vec::write_binary(path, vocabulary, vectors)?,
+            Format::Word2vec => word2vec::write_text(path, vocabulary.words(), vectors)?,
+            Format::Word2vecBin => word2vec::write_binary(path, vocabulary.words(), vectors)?,
         }
     }
     report(&summary, vocabulary, arguments.json);

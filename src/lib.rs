@@ -35,6 +35,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod evaluation;
 pub mod export;
 pub mod generate;
 pub mod kernels;
@@ -46,12 +47,15 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod rng;
+pub mod similarity;
 pub mod train;
+pub mod vectors;
 
 pub use config::{OnNonFinite, Optimizer, Preset, Schedule, Sharding, TrainingConfig, TransformerConfig};
 pub use error::{Error, Result};
 pub use models::transformer::Transformer;
 pub use train::Trainer;
+pub use vectors::WordVectors;
 
 /// The programs in the README, compiled and run with the tests.
 #[cfg(doctest)]

@@ -200,8 +200,8 @@ fn files_of_word2vec_hold_every_row() {
     let run = train(b"x x x y y z\n", 1, WordTrainingConfig { dim: 3, ..config() }).unwrap();
     let (vocabulary, vectors) = (run.trainer.vocabulary(), run.trainer.model().vectors());
     let (text, binary) = (folder.path().join("text"), folder.path().join("binary"));
-    word2vec::write_text(&text, vocabulary, vectors).unwrap();
-    word2vec::write_binary(&binary, vocabulary, vectors).unwrap();
+    word2vec::write_text(&text, vocabulary.words(), vectors).unwrap();
+    word2vec::write_binary(&binary, vocabulary.words(), vectors).unwrap();
     let (mut expected_text, mut expected_binary) = ("3 3\n".to_owned(), b"3 3\n".to_vec());
     for (word, row) in ["x", "y", "z"].iter().zip(vectors.rows()) {
         expected_text += &format!("{word} {} {} {}\n", row[0], row[1], row[2]);
@@ -211,6 +211,7 @@ fn files_of_word2vec_hold_every_row() {
     }
     assert_eq!(std::fs::read_to_string(text).unwrap(), expected_text);
     assert_eq!(std::fs::read(binary).unwrap(), expected_binary);
-    let error = word2vec::write_text(folder.path().join("short"), vocabulary, vectors.slice(ndarray::s![..2, ..]));
+    let error =
+        word2vec::write_text(folder.path().join("short"), vocabulary.words(), vectors.slice(ndarray::s![..2, ..]));
     assert!(matches!(error, Err(Error::Shape { .. })));
 }

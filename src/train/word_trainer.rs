@@ -10,7 +10,7 @@ use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
 use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
-use crate::{Error, Result};
+use crate::{Error, Result, WordVectors};
 
 /// Words of the corpus between two reports.
 const REPORT_WORDS: u64 = 1 << 17;
@@ -138,6 +138,14 @@ impl WordTrainer {
     #[must_use]
     pub fn vocabulary(&self) -> &WordVocabulary {
         &self.vocabulary
+    }
+
+    /// A copy of the words and their input vectors.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRow`] for a value that is not finite.
+    pub fn word_vectors(&self) -> Result<WordVectors> {
+        WordVectors::of_vocabulary(&self.vocabulary, self.model.vectors())
     }
 
     /// The settings.
