@@ -37,6 +37,7 @@ pub mod data;
 pub mod error;
 pub mod evaluation;
 pub mod export;
+pub mod gather;
 pub mod generate;
 pub mod kernels;
 pub mod layers;
