@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use crate::linalg::{self, Write, gemm};
 use crate::parallel::{Parallelism, SplitRows, for_rows};
-use crate::{Error, Result, WordVectors};
+use crate::{Result, WordVectors};
 
 /// Queries that are compared with the table at a time.
 const QUERIES: usize = 128;
@@ -261,7 +261,7 @@ impl WordVectors {
     /// The cosine of the vectors of two words; 0 if one of them is zero.
     ///
     /// # Errors
-    /// [`Error::UnknownWord`].
+    /// [`UnknownWord`](crate::Error::UnknownWord).
     pub fn similarity(&self, first: &str, second: &str) -> Result<f32> {
         let rows = [self.require(first)? as usize, self.require(second)? as usize];
         Ok(UnitVectors::new(self.vectors().select(Axis(0), &rows).view(), Parallelism::SEQUENTIAL).cosine(0, 1))
@@ -273,6 +273,7 @@ mod tests {
     use ndarray::array;
 
     use super::*;
+    use crate::Error;
     use crate::rng::{Purpose, Stream};
 
     fn random(rows: usize, columns: usize, step: u64) -> Array2<f32> {

@@ -45,11 +45,6 @@ impl<R: BufRead> Source<R> {
         Ok(Self { reader: reader.take(length), path: path.to_path_buf() })
     }
 
-    /// The file, for errors.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Bytes not yet read.
     pub fn left(&self) -> u64 {
         self.reader.limit()
