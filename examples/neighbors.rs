@@ -33,6 +33,15 @@ struct Arguments {
     /// Score files of judged pairs (WordSim-353, SimLex-999) and of analogies (questions-words.txt)
     #[arg(long, num_args = 1.., value_name = "FILE")]
     evaluate: Vec<PathBuf>,
+    /// Project to this many principal directions first
+    #[arg(long, value_name = "N", conflicts_with = "remove_top")]
+    project: Option<usize>,
+    /// Take away the mean and this many principal directions first
+    #[arg(long, value_name = "N")]
+    remove_top: Option<usize>,
+    /// Print how alike the vectors of the words of another file are, before and after an orthogonal alignment
+    #[arg(long, value_name = "FILE")]
+    align: Option<PathBuf>,
     /// How many words to print
     #[arg(long, default_value_t = 10)]
     top: usize,
@@ -79,9 +88,40 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let vectors = export::read(&arguments.vectors, arguments.format.map(Into::into))?;
     eprintln!("{} words, {} values each", vectors.len(), vectors.dim());
+    let vectors = spectral(arguments, vectors)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(arguments.workers).build()?;
     pool.install(|| search(arguments, &vectors))?;
     Ok(())
+}
+
+#[cfg(feature = "lapack")]
+fn spectral(arguments: &Arguments, vectors: WordVectors) -> Result<WordVectors, Error> {
+    if let Some(path) = &arguments.align {
+        let target = export::read(path, arguments.format.map(Into::into))?;
+        let (before, after) = (vectors.mean_cosine(&target)?, vectors.aligned_to(&target)?.mean_cosine(&target)?);
+        let line = format!("mean cosine with {}: {before:.4}, aligned {after:.4}", path.display());
+        say(arguments, json!({ "align": path, "before": before, "after": after }), &line);
+    }
+    if let Some(count) = arguments.project.or(arguments.remove_top) {
+        let explained: f32 = vectors.spectrum()?.explained_variance().iter().take(count).sum();
+        eprintln!("the first {count} directions have {:.1} % of the variance", 100.0 * explained);
+    }
+    match (arguments.project, arguments.remove_top) {
+        (Some(count), _) => vectors.projected(count),
+        (None, Some(count)) => vectors.without_top(count),
+        (None, None) => Ok(vectors),
+    }
+}
+
+#[cfg(not(feature = "lapack"))]
+fn spectral(arguments: &Arguments, vectors: WordVectors) -> Result<WordVectors, Error> {
+    match arguments.align.is_some() || arguments.project.or(arguments.remove_top).is_some() {
+        true => Err(Error::MissingFeature {
+            what: "what --project, --remove-top and --align do".into(),
+            feature: "openblas",
+        }),
+        false => Ok(vectors),
+    }
 }
 
 fn search(arguments: &Arguments, vectors: &WordVectors) -> Result<(), Error> {

@@ -1,5 +1,8 @@
 //! A table of vectors with the words they belong to.
 
+#[cfg(feature = "lapack")]
+mod spectral;
+
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use crate::data::{WordIndex, WordVocabulary};

@@ -467,8 +467,9 @@ mod tests {
                 let other = usize::try_from(first + at as isize).ok().and_then(|place| lines.get(place));
                 let possible =
                     distance > 0 && distance <= config.window && other.is_some() && other == lines.get(centre);
-                // Of the words of this text, "a" stands at 8 places and "b" at 5.
-                let counts = [0.0, 1.0, 4.0 / 8.0, 4.0 / 5.0, 4.0 / 8.0 * 4.0 / 5.0, 0.25, 0.64];
+                // Of the words of this text, "a" stands at 7 places and "b" at 5, where 4 count.
+                let (a, b) = (4.0 / 7.0, 4.0 / 5.0);
+                let counts = [0.0, 1.0, a, b, a * a, a * b, b * b];
                 let known = counts.iter().any(|count: &f32| (weight - count).abs() < 1e-6);
                 assert!(known && (weight == 0.0 || possible), "centre {centre}, column {at}: {weight}");
                 widest = widest.max(if weight > 0.0 { distance } else { 0 });
