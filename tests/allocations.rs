@@ -129,18 +129,20 @@ fn in_words(corpus: &TextFiles, config: WordTrainingConfig) -> u64 {
     end - start
 }
 
-/// Allocations in `MEASURED` warm steps of the similarity objective.
+/// Allocations in `MEASURED` warm steps of the similarity objective. They are so short that it takes many until every
+/// worker has had a part in one.
 fn in_similarity(config: SimilarityConfig) -> u64 {
     let mut model = SimilarityModel::new(config).unwrap();
     let ids = |step: u64, side: u64| {
         let rows = 1 + (step % 4) as usize;
         ndarray::Array2::from_shape_fn((rows, 9), |(row, column)| (step + side * 7 + (row * column) as u64) as u32 % 50)
     };
-    let batches: Vec<_> = (0..WARM + MEASURED).map(|step| (ids(step, 0), ids(step, 1))).collect();
+    let warm = 200 * WARM;
+    let batches: Vec<_> = (0..MEASURED).map(|step| (ids(step, 0), ids(step, 1))).collect();
     model.in_workers(|model| {
         let mut start = 0;
-        for (step, (inputs, targets)) in batches.iter().enumerate() {
-            if step as u64 == WARM {
+        for (step, (inputs, targets)) in (0..warm + MEASURED).zip(batches.iter().cycle()) {
+            if step == warm {
                 start = ALLOCATIONS.load(Relaxed);
             }
             model.step(inputs.view(), targets.view()).unwrap();

@@ -283,7 +283,7 @@ fn a_bad_row_is_named() {
         (" 1 2", "the word is empty"),
         ("a 1 2", "the word \"a\" stands in row 1 too"),
     ] {
-        names(text, format!("3 2\na 1 2\n{row}\nc 1 2\n").as_bytes(), b"", 2, problem);
+        names(text, format!("3 2\na 1 2\n{row}\nc 1.0000 2.0000\n").as_bytes(), b"", 2, problem);
     }
     names(text, b"2 2\na 1 2\n\xff\xfe 1 2\n", b"", 2, "not UTF-8: byte 0xff at 0");
     names(text, format!("2 2\na 1 2\nb 1 {}\n", "0".repeat(1000)).as_bytes(), b"", 2, "value 2 does not end");

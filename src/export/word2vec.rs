@@ -148,7 +148,7 @@ fn text(mut source: Source<impl BufRead>) -> Result<WordVectors> {
             values.push(number(&token).map_err(|problem| source.row(row, format!("value {value} {problem}")))?);
         }
         // Some tools write a blank after the last value.
-        if end == b' ' && (source.token(&mut token, b"\n", 1)?.is_none() || !token.trim_ascii().is_empty()) {
+        if end == b' ' && (source.token(&mut token, b"\n", 1)?.is_none() || !matches!(&token[..], b"" | b"\r")) {
             let problem = format!("more than the {dim} values that are announced; a word cannot hold a space");
             return Err(source.row(row, problem));
         }
