@@ -40,7 +40,7 @@ impl WordVectors {
             .into_iter()
             .try_for_each(|word| list.push(word.as_bytes()))
             .map_err(|(row, problem)| row_error(row, problem))?;
-        Self::from_parts(list, vectors, |row, problem| row_error(row, problem))
+        Self::from_parts(list, vectors, row_error)
     }
 
     /// The vectors that were trained for a vocabulary.
@@ -77,7 +77,7 @@ impl WordVectors {
     /// # Errors
     /// As [`WordVectors::new`].
     pub fn with_vectors(&self, vectors: Array2<f32>) -> Result<Self> {
-        Self::from_parts(WordList { index: self.words.clone() }, vectors, |row, problem| row_error(row, problem))
+        Self::from_parts(WordList { index: self.words.clone() }, vectors, row_error)
     }
 
     /// Number of words.

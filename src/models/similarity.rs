@@ -347,7 +347,7 @@ impl SimilarityModel {
 
     fn differentiate(&mut self) {
         let (parallelism, pass, pairs) = (self.parallelism(), self.pass(), self.inputs.len());
-        self.to_pairs();
+        self.differentiate_pairs();
         let Self { gradients, batch, encoder, parameters, .. } = self;
         gradients.slice_mut(self.input).fill(0.0);
         gradients.slice_mut(self.target).fill(0.0);
@@ -370,7 +370,7 @@ impl SimilarityModel {
 
     /// From the gradients g of the similarities to those of both sides: for dot products g·y and g·x; for cosines s, with
     /// x̂ and ŷ of length 1, g·(ŷ − s·x̂)/|x| and g·(x̂ − s·ŷ)/|y|.
-    fn to_pairs(&mut self) {
+    fn differentiate_pairs(&mut self) {
         let (mut d_inputs, mut d_targets) =
             (std::mem::take(&mut self.batch.d_inputs), std::mem::take(&mut self.batch.d_targets));
         let (x, y) = (self.encoded_inputs(), self.targets.rows());
