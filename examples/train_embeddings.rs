@@ -9,7 +9,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use cllm::checkpoint::Accept;
 use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{TextFiles, WordSplit, WordVocabulary};
-use cllm::export::word2vec;
+use cllm::export::{self, VectorFormat};
+use cllm::parallel::Parallelism;
+use cllm::similarity::UnitVectors;
 use cllm::train::WordTrainer;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +124,8 @@ enum Mode {
 enum Format {
     Word2vec,
     Word2vecBin,
+    Npy,
+    Safetensors,
 }
 
 /// What `config.json` of a run folder holds.
@@ -252,32 +256,26 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
 
     let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
     if arguments.data.is_empty() {
+        let search = UnitVectors::new(vectors, Parallelism::SEQUENTIAL);
         for word in ["Vec", "Option", "println", "usize", "impl", "unwrap"] {
             if let Some(id) = vocabulary.id(word) {
-                println!("{word}: {}", neighbours::<6>(vectors, id).map(|id| vocabulary.word(id)).join(" "));
+                let found = search.similar(id, 6, None, Parallelism::SEQUENTIAL);
+                let words: Vec<&str> = found.iter().map(|neighbour| vocabulary.word(neighbour.id)).collect();
+                println!("{word}: {}", words.join(" "));
             }
         }
     }
     if let Some(path) = &arguments.out {
-        match arguments.format {
-            Format::Word2vec => word2vec::write_text(path, vocabulary, vectors)?,
-            Format::Word2vecBin => word2vec::write_binary(path, vocabulary, vectors)?,
-        }
+        let format = match arguments.format {
+            Format::Word2vec => VectorFormat::Word2vecText,
+            Format::Word2vecBin => VectorFormat::Word2vecBinary,
+            Format::Npy => VectorFormat::Npy,
+            Format::Safetensors => VectorFormat::Safetensors,
+        };
+        export::write(path, format, vocabulary.words(), vectors)?;
     }
     report(&summary, vocabulary, arguments.json);
     Ok(ExitCode::SUCCESS)
-}
-
-/// The words whose vectors have the largest cosine with that of `id`, without itself.
-fn neighbours<const K: usize>(vectors: ndarray::ArrayView2<'_, f32>, id: u32) -> [u32; K] {
-    let norm = |row: ndarray::ArrayView1<'_, f32>| row.dot(&row).sqrt().max(f32::MIN_POSITIVE);
-    let query = vectors.row(id as usize);
-    let mut scored: Vec<(f32, u32)> = (0..vectors.nrows() as u32)
-        .filter(|&other| other != id)
-        .map(|other| (vectors.row(other as usize).dot(&query) / norm(vectors.row(other as usize)), other))
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    std::array::from_fn(|rank| scored.get(rank).map_or(id, |&(_, other)| other))
 }
 
 fn report(summary: &cllm::train::WordSummary, vocabulary: &WordVocabulary, json: bool) {

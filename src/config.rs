@@ -1,11 +1,13 @@
 //! Settings of models and of training: plain serde structs, checked by `validate` before anything is allocated.
 
 mod preset;
+mod similarity;
 mod training;
 mod transformer;
 mod word_training;
 
 pub use preset::Preset;
+pub use similarity::SimilarityConfig;
 pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};
 pub use transformer::TransformerConfig;
 pub use word_training::{WordObjective, WordTrainingConfig, WorkerMode};

@@ -106,6 +106,24 @@ pub enum Error {
         /// Name of the Cargo feature.
         feature: &'static str,
     },
+    /// A row of a table with its words cannot be read or written.
+    #[error("{what}: row {row}: {problem}")]
+    InvalidRow {
+        /// The file, or what the table is.
+        what: String,
+        /// The row, counted from 1 without the header.
+        row: u64,
+        /// What is wrong, with the offending word or value.
+        problem: String,
+    },
+    /// A word has no vector.
+    #[error("{word:?} is not among the {words} words")]
+    UnknownWord {
+        /// The word.
+        word: String,
+        /// Number of words that have one.
+        words: usize,
+    },
     /// A configuration value is outside its domain.
     #[error("{name} = {value}: {expected}")]
     InvalidConfig {
@@ -239,6 +257,12 @@ impl Error {
     /// An [`Error::InvalidFile`] for `path`.
     pub(crate) fn invalid_file(path: impl AsRef<Path>, problem: impl ToString) -> Error {
         Error::InvalidFile { path: path.as_ref().to_path_buf(), problem: problem.to_string() }
+    }
+
+    /// An [`Error::InvalidRow`]; rows count from 1.
+    pub(crate) fn row(what: impl AsRef<Path>, row: usize, problem: impl ToString) -> Error {
+        let what = what.as_ref().display().to_string();
+        Error::InvalidRow { what, row: row as u64, problem: problem.to_string() }
     }
 
     /// An [`Error::InvalidConfig`].

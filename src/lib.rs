@@ -35,7 +35,9 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod evaluation;
 pub mod export;
+pub mod gather;
 pub mod generate;
 pub mod kernels;
 pub mod layers;
@@ -47,12 +49,15 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod rng;
+pub mod similarity;
 pub mod train;
+pub mod vectors;
 
 pub use config::{OnNonFinite, Optimizer, Preset, Schedule, Sharding, TrainingConfig, TransformerConfig};
 pub use error::{Error, Result};
 pub use models::transformer::Transformer;
 pub use train::{MemoryPlan, Trainer};
+pub use vectors::WordVectors;
 
 /// The programs in the README, compiled and run with the tests.
 #[cfg(doctest)]

@@ -7,10 +7,11 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::config::{SimilarityConfig, WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{
     Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter, WordSplit, WordVocabulary,
 };
+use cllm::models::similarity::SimilarityModel;
 use cllm::train::WordTrainer;
 use cllm::{Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 
@@ -141,6 +142,28 @@ fn in_words(corpus: &TextFiles, config: WordTrainingConfig) -> u64 {
     end - start
 }
 
+/// Allocations in `MEASURED` warm steps of the similarity objective. They are so short that it takes many until every
+/// worker has had a part in one.
+fn in_similarity(config: SimilarityConfig) -> u64 {
+    let mut model = SimilarityModel::new(config).unwrap();
+    let ids = |step: u64, side: u64| {
+        let rows = 1 + (step % 4) as usize;
+        ndarray::Array2::from_shape_fn((rows, 9), |(row, column)| (step + side * 7 + (row * column) as u64) as u32 % 50)
+    };
+    let warm = 200 * WARM;
+    let batches: Vec<_> = (0..MEASURED).map(|step| (ids(step, 0), ids(step, 1))).collect();
+    model.in_workers(|model| {
+        let mut start = 0;
+        for (step, (inputs, targets)) in (0..warm + MEASURED).zip(batches.iter().cycle()) {
+            if step == warm {
+                start = ALLOCATIONS.load(Relaxed);
+            }
+            model.step(inputs.view(), targets.view()).unwrap();
+        }
+        ALLOCATIONS.load(Relaxed) - start
+    })
+}
+
 #[test]
 fn warm_steps_allocate_nothing() {
     let base = TrainingConfig { batch_size: 4, ..Default::default() };
@@ -178,6 +201,23 @@ fn warm_steps_allocate_nothing() {
     }
     let outside = ALLOCATIONS.load(Relaxed) - start;
     assert!(outside <= MEASURED / 30 + 1, "{outside} allocations in {MEASURED} steps called from outside");
+
+    for workers in [1, 2] {
+        for (layers, unit_norm) in [(0, false), (0, true), (2, true)] {
+            let config = SimilarityConfig {
+                vocabulary_size: 50,
+                dim: 24,
+                heads: 2,
+                batch_size: 4,
+                sequence_length: 9,
+                layers,
+                unit_norm,
+                workers,
+                ..Default::default()
+            };
+            assert_eq!(alone(|| in_similarity(config)), 0, "similarity, {layers} layers, {workers} workers");
+        }
+    }
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("words");

@@ -1,5 +1,6 @@
 //! Training of word embeddings, from text to vectors.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -132,6 +133,72 @@ fn odd_texts_are_read_as_documented() {
     assert_eq!(long.summary.words, 510_000);
 }
 
+/// What is updated together must not overshoot where a text repeats a word many times in a row.
+#[test]
+fn a_text_with_runs_of_one_word_does_not_diverge() {
+    let mut text = String::new();
+    for (index, line) in topics(600).lines().enumerate() {
+        text += line;
+        text += "\n";
+        if index % 40 == 0 {
+            text += &"run ".repeat(300);
+            text += "\n";
+        }
+    }
+    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+        for workers in [1, 2] {
+            let config = WordTrainingConfig { objective, workers, learning_rate: 0.05, ..config() };
+            let run = train(text.as_bytes(), 1, config).unwrap();
+            let untrained = 6.0 * std::f64::consts::LN_2;
+            assert!(run.summary.loss < untrained, "{objective:?}, {workers} workers: {:?}", run.summary);
+            let largest =
+                run.trainer.model().vectors().iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+            assert!(largest < 10.0, "{objective:?}, {workers} workers: {largest}");
+            assert!(purity(&run.trainer) > 0.9, "{objective:?}, {workers} workers");
+        }
+    }
+}
+
+/// A line that is longer than any buffer by far: one line, read in bounded memory.
+#[test]
+fn a_line_of_100_megabytes_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long");
+    let mut file = std::fs::File::create(&path).unwrap();
+    // Few words, so that it takes no time: almost all of the line is one endless word, which is counted and passed over.
+    let part = vec![b'x'; 1 << 20];
+    file.write_all(b"a b c a b ").unwrap();
+    (0..100).for_each(|_| file.write_all(&part).unwrap());
+    file.write_all(b" c a b c").unwrap();
+    drop(file);
+    let corpus = TextFiles::collect(&[&path], &TextOptions::default()).unwrap();
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    assert_eq!((vocabulary.len(), vocabulary.corpus_words(), vocabulary.counts()), (3, 10, &[3, 3, 3][..]));
+    for workers in [1, 3] {
+        let mut trainer =
+            WordTrainer::new(vocabulary.clone(), WordTrainingConfig { workers, epochs: 1, ..config() }).unwrap();
+        let summary = trainer.run(&corpus, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(summary.words, 10, "{workers} workers");
+        assert!(summary.loss.is_finite());
+    }
+
+    // The same length in words, of one line.
+    let mut file = std::fs::File::create(&path).unwrap();
+    let words = "alpha beta gamma delta ".repeat(1 << 14);
+    (0..100 * (1 << 20) / words.len()).for_each(|_| file.write_all(words.as_bytes()).unwrap());
+    drop(file);
+    let corpus = TextFiles::collect(&[&path], &TextOptions::default()).unwrap();
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    assert!(corpus.total_bytes() > 99 << 20);
+    assert_eq!((vocabulary.len() as u64, vocabulary.corpus_words() / 4), (4, vocabulary.counts()[0]));
+    let mut trainer = WordTrainer::new(vocabulary, WordTrainingConfig { dim: 4, epochs: 1, ..config() }).unwrap();
+    let summary = trainer.run(&corpus, |progress| {
+        assert!(progress.words > 0);
+        ControlFlow::Break(())
+    });
+    assert!(summary.unwrap().stopped);
+}
+
 #[test]
 fn text_that_is_not_utf8_is_refused_or_left_out() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,8 +267,8 @@ fn files_of_word2vec_hold_every_row() {
     let run = train(b"x x x y y z\n", 1, WordTrainingConfig { dim: 3, ..config() }).unwrap();
     let (vocabulary, vectors) = (run.trainer.vocabulary(), run.trainer.model().vectors());
     let (text, binary) = (folder.path().join("text"), folder.path().join("binary"));
-    word2vec::write_text(&text, vocabulary, vectors).unwrap();
-    word2vec::write_binary(&binary, vocabulary, vectors).unwrap();
+    word2vec::write_text(&text, vocabulary.words(), vectors).unwrap();
+    word2vec::write_binary(&binary, vocabulary.words(), vectors).unwrap();
     let (mut expected_text, mut expected_binary) = ("3 3\n".to_owned(), b"3 3\n".to_vec());
     for (word, row) in ["x", "y", "z"].iter().zip(vectors.rows()) {
         expected_text += &format!("{word} {} {} {}\n", row[0], row[1], row[2]);
@@ -211,6 +278,7 @@ fn files_of_word2vec_hold_every_row() {
     }
     assert_eq!(std::fs::read_to_string(text).unwrap(), expected_text);
     assert_eq!(std::fs::read(binary).unwrap(), expected_binary);
-    let error = word2vec::write_text(folder.path().join("short"), vocabulary, vectors.slice(ndarray::s![..2, ..]));
+    let error =
+        word2vec::write_text(folder.path().join("short"), vocabulary.words(), vectors.slice(ndarray::s![..2, ..]));
     assert!(matches!(error, Err(Error::Shape { .. })));
 }

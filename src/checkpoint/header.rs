@@ -85,10 +85,10 @@ pub(super) fn parse(json: &[u8], layout: &ParameterLayout, bytes: u64) -> Result
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
+pub(crate) struct Entry {
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    pub data_offsets: (u64, u64),
 }
 
 impl Entry {
@@ -111,7 +111,7 @@ impl Entry {
 }
 
 /// The entries by name; a name that stands twice is an error, where a map would keep the last.
-struct Header(BTreeMap<String, Entry>);
+pub(crate) struct Header(pub BTreeMap<String, Entry>);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

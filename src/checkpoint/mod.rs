@@ -24,7 +24,7 @@
 pub mod atomic;
 mod checksum;
 pub(crate) mod difference;
-mod header;
+pub(crate) mod header;
 mod manifest;
 mod reader;
 mod run_folder;

@@ -52,6 +52,7 @@ pub use token_store::TokenStore;
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::BytePairTokenizer;
 pub use tokenizer::{CharacterTokenizer, Tokenizer, TokenizerSource};
+pub(crate) use word_index::WordIndex;
 pub use word_reader::WordSplit;
 pub(crate) use word_stream::{StreamPlace, WordStream};
 pub use word_vocabulary::WordVocabulary;

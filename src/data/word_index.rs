@@ -1,8 +1,8 @@
 //! Words by number, and their numbers by word: an open-addressing hash table over one run of bytes.
 
 /// A set of distinct words, numbered in the order they came.
-#[derive(Clone, Debug, Default)]
-pub(super) struct WordIndex {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct WordIndex {
     /// All words, one after the other, and where each ends.
     bytes: Vec<u8>,
     ends: Vec<usize>,

@@ -110,6 +110,11 @@ impl WordVocabulary {
         std::str::from_utf8(self.index.word(id)).expect("checked when the vocabulary was built")
     }
 
+    /// The words, by id.
+    pub fn words(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        (0..self.len() as u32).map(|id| self.word(id))
+    }
+
     /// The id of a word.
     #[must_use]
     pub fn id(&self, word: &str) -> Option<u32> {

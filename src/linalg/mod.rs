@@ -2,6 +2,7 @@
 
 #[cfg(all(feature = "openblas", target_os = "linux", target_arch = "x86_64"))]
 mod core;
+pub mod dot;
 pub mod gemm;
 pub mod profile;
 pub mod self_check;
@@ -9,4 +10,5 @@ pub mod self_check;
 pub mod spectral;
 pub mod threads;
 
+pub use dot::dot;
 pub use gemm::{Write, affine, gemm};

@@ -14,9 +14,9 @@ use std::path::Path;
 
 use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
 
-pub(crate) use backward::loss_and_gradients;
-pub(crate) use forward::{Pass, forward};
-pub(crate) use parameters::{NormIds, TransformerIds, layout};
+pub(crate) use backward::{backward_encode, clear_added, loss_and_gradients};
+pub(crate) use forward::{Pass, encode, forward};
+pub(crate) use parameters::{NormIds, TransformerIds, add_encoder, layout};
 pub(crate) use workspace::{Rooms, Workspace, first};
 
 use crate::checkpoint::tensors;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::saving::Saving;
 use super::word_checkpointing::WordData;
 use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
-use crate::Result;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
 use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
+use crate::{Result, WordVectors};
 
 /// Words of the corpus between two reports.
 const REPORT_WORDS: u64 = 1 << 17;
@@ -174,6 +174,14 @@ impl WordTrainer {
     #[must_use]
     pub fn vocabulary(&self) -> &WordVocabulary {
         &self.vocabulary
+    }
+
+    /// A copy of the words and their input vectors.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRow`] for a value that is not finite.
+    pub fn word_vectors(&self) -> Result<WordVectors> {
+        WordVectors::of_vocabulary(&self.vocabulary, self.model.vectors())
     }
 
     /// The settings.

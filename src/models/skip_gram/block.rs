@@ -10,7 +10,8 @@
 //! - The loss overwrites the scores with its gradient G, and dX = G·[Y; N] and d[Y; N] = Gᵀ·X are again small products.
 //!
 //! A word that stands at two places has two rows here, whose gradients both go to its row of the table: a sum over the
-//! block at the tables as they were before it. CBOW has the same parts: the band of window weights times the input rows
+//! block at the tables as they were before it. A word at more than four places has pairs of less weight, as if it stood
+//! at four. CBOW has the same parts: the band of window weights times the input rows
 //! of the contexts gives the means, which take the place of X.
 //!
 //! Sharing negatives is from Ji et al., "Parallelizing word2vec in shared and distributed memory" (2016), who share them
@@ -171,6 +172,11 @@ impl Block {
         let (shape, windows) = (self.shape, &self.windows);
         let Shape { stride, band, negatives, .. } = shape;
         let width = negatives + band;
+        for (weights, &share) in self.weights.chunks_exact_mut(band).zip(windows.centre_shares()) {
+            if share < 1.0 {
+                weights.iter_mut().for_each(|weight| *weight *= share);
+            }
+        }
         gather(input, windows.centres(), &mut self.queries, shape);
         gather(output, windows.contexts(), &mut self.contexts, shape);
         gather(output, windows.negatives(), &mut self.negatives, shape);
@@ -231,7 +237,8 @@ impl Block {
             let count: f32 = weights.iter().sum();
             let factor = if count > 0.0 { 1.0 / count } else { 0.0 };
             mean.iter_mut().for_each(|value| *value *= factor);
-            self.target_weights[centre * LANES] = if count > 0.0 { 1.0 } else { 0.0 };
+            let share = self.windows.centre_shares()[centre];
+            self.target_weights[centre * LANES] = if count > 0.0 { share } else { 0.0 };
             self.scores[centre * width + negatives..][..LANES].fill(0.0);
             self.scores[centre * width + negatives] = dot(mean, &self.targets[centre * stride..][..stride]);
         }
@@ -349,7 +356,10 @@ mod tests {
         let words = block.windows.contexts();
         let first = centre / block.shape.tile * block.shape.tile;
         let weights = &block.weights[centre * block.shape.band..][..block.shape.band];
-        let pairs: Vec<u32> = (0..weights.len()).filter(|&at| weights[at] == 1.0).map(|at| words[first + at]).collect();
+        let pairs: Vec<(u32, f64)> = (0..weights.len())
+            .filter(|&at| weights[at] > 0.0)
+            .map(|at| (words[first + at], f64::from(weights[at])))
+            .collect();
         if pairs.is_empty() {
             return 0.0;
         }
@@ -357,14 +367,18 @@ mod tests {
         let (query, targets) = match objective {
             WordObjective::SkipGram => (row(input, word), pairs),
             WordObjective::Cbow => {
-                let sum = |at: usize| pairs.iter().map(|&pair| row(input, pair)[at]).sum::<f64>();
-                ((0..dim).map(|at| sum(at) / pairs.len() as f64).collect(), vec![word])
+                let sum = |at: usize| pairs.iter().map(|&(pair, weight)| weight * row(input, pair)[at]).sum::<f64>();
+                let weight = pairs_of(block, centre);
+                let share = f64::from(block.windows.centre_shares()[centre]);
+                ((0..dim).map(|at| sum(at) / weight).collect(), vec![(word, share)])
             }
         };
-        let attraction: f64 = targets.iter().map(|&target| cost(&query, &negated(row(output, target)))).sum();
+        let attraction: f64 =
+            targets.iter().map(|&(target, weight)| weight * cost(&query, &negated(row(output, target)))).sum();
         let negatives = block.windows.negatives();
         let repulsion: f64 = negatives.iter().map(|&negative| cost(&query, &row(output, negative))).sum();
-        attraction + targets.len() as f64 * 5.0 / negatives.len() as f64 * repulsion
+        let weight: f64 = targets.iter().map(|&(_, weight)| weight).sum();
+        attraction + weight * 5.0 / negatives.len() as f64 * repulsion
     }
 
     fn pairs_of(block: &Block, centre: usize) -> f64 {
@@ -399,11 +413,16 @@ mod tests {
                 let centres = 0..config.block;
                 let expected: f64 = centres.clone().map(|centre| loss(&wide, centre)).sum();
                 assert!((found.loss - expected).abs() < 1e-5 * expected, "{set:?}: {found:?} for {expected}");
-                let pairs = centres.clone().map(|centre| pairs_of(&block, centre));
-                let pairs: f64 =
-                    if objective == WordObjective::Cbow { pairs.map(|p| p.min(1.0)).sum() } else { pairs.sum() };
-                assert_eq!(found.pairs, pairs);
-                assert!(pairs >= 20.0);
+                let pairs = centres.clone().map(|centre| (pairs_of(&block, centre), centre));
+                let share = |centre: usize| f64::from(block.windows.centre_shares()[centre]);
+                let pairs: f64 = match objective {
+                    WordObjective::SkipGram => pairs.map(|(pairs, _)| pairs).sum(),
+                    WordObjective::Cbow => {
+                        pairs.filter(|&(pairs, _)| pairs > 0.0).map(|(_, centre)| share(centre)).sum()
+                    }
+                };
+                assert!((found.pairs - pairs).abs() < 1e-4, "{found:?} for {pairs}");
+                assert!(pairs >= 15.0 && centres.clone().any(|centre| share(centre) < 1.0), "{pairs}");
                 for at in 0..wide.len() {
                     let slope = |centre: usize| {
                         let moved = |by: f64| {
@@ -448,8 +467,12 @@ mod tests {
                 let other = usize::try_from(first + at as isize).ok().and_then(|place| lines.get(place));
                 let possible =
                     distance > 0 && distance <= config.window && other.is_some() && other == lines.get(centre);
-                assert!(weight == 0.0 || weight == 1.0 && possible, "centre {centre}, column {at}: {weight}");
-                widest = widest.max(if weight == 1.0 { distance } else { 0 });
+                // Of the words of this text, "a" stands at 7 places and "b" at 5, where 4 count.
+                let (a, b) = (4.0 / 7.0, 4.0 / 5.0);
+                let counts = [0.0, 1.0, a, b, a * a, a * b, b * b];
+                let known = counts.iter().any(|count: &f32| (weight - count).abs() < 1e-6);
+                assert!(known && (weight == 0.0 || possible), "centre {centre}, column {at}: {weight}");
+                widest = widest.max(if weight > 0.0 { distance } else { 0 });
             }
             let alone = lines.get(centre).is_none_or(|line| lines.iter().filter(|&other| other == line).count() == 1);
             assert_eq!(widest == 0, alone, "centre {centre}: neighbours are always within the window");

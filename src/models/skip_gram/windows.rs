@@ -25,6 +25,12 @@ impl BlockNumber {
     }
 }
 
+/// A word that stands at more places of a block than this counts as if it stood at so many.
+///
+/// A block's updates are made together, at tables that do not know of each other. Where a text repeats a word, as tables
+/// of numbers in sources do, those of that word would add up until they overshoot, and training would diverge.
+const MOST_PLACES: usize = 4;
+
 /// Words that pass by a block: those before its centres that windows reach, the centres, those behind them that windows
 /// reach, and as many as the next block has centres. Beyond the ends of the text there is [`NO_ROW`].
 #[derive(Debug)]
@@ -32,6 +38,8 @@ pub(crate) struct Windows {
     words: Vec<u32>,
     /// The line of each word; `u32::MAX` where there is no word.
     lines: Vec<u32>,
+    /// For each word that windows reach, the share that its place counts: [`MOST_PLACES`] over its number of places.
+    shares: Vec<f32>,
     centres: usize,
     window: usize,
     negatives: Vec<u32>,
@@ -45,6 +53,7 @@ impl Windows {
         Self {
             words: vec![NO_ROW; length],
             lines: vec![u32::MAX; length],
+            shares: vec![1.0; centres + 2 * window],
             centres,
             window,
             negatives: vec![NO_ROW; negatives],
@@ -127,9 +136,24 @@ impl Windows {
         &self.next_negatives
     }
 
-    /// Draws the windows of block `number`: row i of `weights` has 1 where a context counts as a pair of centre i, else
-    /// 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may reach.
-    pub fn pairs(&self, number: BlockNumber, weights: &mut [f32], band: usize, tile: usize) {
+    /// The share that each centre counts, 1 unless its word is repeated.
+    pub fn centre_shares(&self) -> &[f32] {
+        &self.shares[self.window..][..self.centres]
+    }
+
+    fn find_shares(&mut self) {
+        let words = &self.words[..self.shares.len()];
+        for (share, word) in self.shares.iter_mut().zip(words) {
+            let places = words.iter().map(|other| u32::from(other == word)).sum::<u32>() as f32;
+            *share = (MOST_PLACES as f32 / places).min(1.0);
+        }
+    }
+
+    /// Draws the windows of block `number`: row i of `weights` has the share of a context where it counts as a pair of
+    /// centre i, else 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may
+    /// reach.
+    pub fn pairs(&mut self, number: BlockNumber, weights: &mut [f32], band: usize, tile: usize) {
+        self.find_shares();
         let stream = number.stream(Purpose::Windows);
         let mut words = [0; 4];
         for (centre, weights) in weights.chunks_exact_mut(band).enumerate() {
@@ -145,8 +169,9 @@ impl Windows {
                 continue;
             }
             let reach = position - width..position + width + 1;
-            for (weight, &other) in weights[reach.start - first..].iter_mut().zip(&self.lines[reach]) {
-                *weight = if other == line { 1.0 } else { 0.0 };
+            let others = self.lines[reach.clone()].iter().zip(&self.shares[reach.clone()]);
+            for (weight, (&other, &share)) in weights[reach.start - first..].iter_mut().zip(others) {
+                *weight = if other == line { share } else { 0.0 };
             }
             weights[position - first] = 0.0;
         }

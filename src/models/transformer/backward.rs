@@ -33,7 +33,7 @@ pub(crate) fn loss_and_gradients(
 }
 
 /// Zeroes the gradients that the backward only ever adds to; the others are overwritten.
-fn clear_added(model: &Model<'_>, gradients: &mut ParameterStore) {
+pub(crate) fn clear_added(model: &Model<'_>, gradients: &mut ParameterStore) {
     gradients.slice_mut(model.ids.positions).fill(0.0);
     let norms = model.ids.blocks.iter().flat_map(|block| [block.attention_norm, block.feed_forward_norm]);
     for norm in norms.chain([model.ids.final_norm]) {
@@ -78,8 +78,26 @@ fn backward(
     write: Write,
     pass: Pass,
 ) {
+    backward_encode(model, workspace, ids.len(), gradients, write, pass);
+    let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
+    let mut dresidual = first(&mut buffers.residual, ids.len());
+    pass.drop(Site::Embedding, model.config.embedding_dropout, model.config.dim, slice_mut(&mut dresidual));
+    embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
+    let dpositions = gradients.matrix_mut(model.ids.positions);
+    embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
+}
+
+/// The backward of [`encode`](super::encode): from the gradient of the final norm's output, `gradients.layer`, to that of
+/// the embedded input, `gradients.residual`.
+pub(crate) fn backward_encode(
+    model: &Model<'_>,
+    workspace: &mut Workspace,
+    tokens: usize,
+    gradients: &mut ParameterStore,
+    write: Write,
+    pass: Pass,
+) {
     let config = model.config;
-    let tokens = ids.len();
     let rows = s![..tokens, ..];
     let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let mut dresidual = first(&mut buffers.residual, tokens);
@@ -117,12 +135,6 @@ fn backward(
         let (input, statistics) = (workspace.residual[block].slice(rows), &activations.attention_norm);
         layers.norm(ids.attention_norm, input, statistics, dlayer.view(), dresidual.view_mut());
     }
-
-    pass.drop(Site::Embedding, config.embedding_dropout, config.dim, slice_mut(&mut dresidual));
-    let gradients = layers.gradients;
-    embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
-    let dpositions = gradients.matrix_mut(model.ids.positions);
-    embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
 }
 
 /// The backward of single layers, with what they all share.

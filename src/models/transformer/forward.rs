@@ -51,8 +51,7 @@ impl Pass {
 /// Fills the workspace's activations for `ids`, up to the normalised output of the last block.
 pub(crate) fn forward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32], pass: Pass) {
     let Model { config, ids: parameter_ids, parameters } = *model;
-    let (tokens, parallelism) = (ids.len(), pass.parallelism);
-    let rows = s![..tokens, ..];
+    let tokens = ids.len();
 
     let mut embedded = first(&mut workspace.residual[0], tokens);
     let token_table = parameters.matrix(parameter_ids.tokens);
@@ -64,6 +63,15 @@ pub(crate) fn forward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32],
         embedded.view_mut(),
     );
     pass.drop(Site::Embedding, config.embedding_dropout, config.dim, slice_mut(&mut embedded));
+    encode(model, workspace, tokens, pass);
+}
+
+/// Fills the workspace's activations behind the first residual stream, of which `tokens` rows are embedded: the blocks
+/// and the final norm.
+pub(crate) fn encode(model: &Model<'_>, workspace: &mut Workspace, tokens: usize, pass: Pass) {
+    let Model { config, ids: parameter_ids, parameters } = *model;
+    let parallelism = pass.parallelism;
+    let rows = s![..tokens, ..];
 
     for (block, (ids, activations)) in parameter_ids.blocks.iter().zip(&mut workspace.blocks).enumerate() {
         let [input, output] = &mut workspace.residual[block..block + 2] else { unreachable!() };

@@ -40,29 +40,40 @@ pub(crate) struct TransformerIds {
 /// The table of parameters, and their ids by role.
 pub(crate) fn layout(config: &TransformerConfig) -> (ParameterLayout, TransformerIds) {
     let mut layout = ParameterLayout::default();
+    let deviation = Initialisation::Normal(config.initial_deviation);
+    let tokens = layout.matrix("wte.weight", config.vocabulary_size, config.dim, deviation);
+    let ids = add_encoder(&mut layout, config, tokens);
+    (layout, ids)
+}
+
+/// Adds all parameters but the table of `tokens`, which is there already.
+pub(crate) fn add_encoder(
+    layout: &mut ParameterLayout,
+    config: &TransformerConfig,
+    tokens: ParameterId,
+) -> TransformerIds {
     let (dim, hidden) = (config.dim, config.feed_forward);
     let deviation = config.initial_deviation;
     // GPT-2 scales the projections onto the residual stream, two a block, so that its variance does not grow with depth.
     let residual_deviation = deviation / ((2 * config.layers) as f32).sqrt();
     let normal = Initialisation::Normal;
 
-    let tokens = layout.matrix("wte.weight", config.vocabulary_size, dim, normal(deviation));
     let positions = layout.matrix("wpe.weight", config.context, dim, normal(deviation));
     let blocks = (0..config.layers)
         .map(|block| {
             let name = |part: &str| format!("h.{block}.{part}");
             BlockIds {
-                attention_norm: norm(&mut layout, &name("ln_1"), dim),
-                qkv: linear(&mut layout, &name("attn.c_attn"), dim, 3 * dim, deviation),
-                attention_projection: linear(&mut layout, &name("attn.c_proj"), dim, dim, residual_deviation),
-                feed_forward_norm: norm(&mut layout, &name("ln_2"), dim),
-                expand: linear(&mut layout, &name("mlp.c_fc"), dim, hidden, deviation),
-                contract: linear(&mut layout, &name("mlp.c_proj"), hidden, dim, residual_deviation),
+                attention_norm: norm(layout, &name("ln_1"), dim),
+                qkv: linear(layout, &name("attn.c_attn"), dim, 3 * dim, deviation),
+                attention_projection: linear(layout, &name("attn.c_proj"), dim, dim, residual_deviation),
+                feed_forward_norm: norm(layout, &name("ln_2"), dim),
+                expand: linear(layout, &name("mlp.c_fc"), dim, hidden, deviation),
+                contract: linear(layout, &name("mlp.c_proj"), hidden, dim, residual_deviation),
             }
         })
         .collect();
-    let final_norm = norm(&mut layout, "ln_f", dim);
-    (layout, TransformerIds { tokens, positions, blocks, final_norm })
+    let final_norm = norm(layout, "ln_f", dim);
+    TransformerIds { tokens, positions, blocks, final_norm }
 }
 
 fn norm(layout: &mut ParameterLayout, name: &str, dim: usize) -> NormIds {
