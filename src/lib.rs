@@ -36,6 +36,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod export;
+pub mod gather;
 pub mod generate;
 pub mod kernels;
 pub mod layers;
