@@ -1,4 +1,5 @@
 //! Models: configuration, parameter layout, workspace, forward and backward of each.
 
+pub mod pair_encoder;
 pub mod skip_gram;
 pub mod transformer;

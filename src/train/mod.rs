@@ -6,6 +6,7 @@
 
 mod checkpointing;
 mod engine;
+mod pair_trainer;
 mod recovery;
 mod reduction;
 mod report;
@@ -15,6 +16,7 @@ mod word_trainer;
 mod word_worker;
 
 pub use checkpointing::ResumeOptions;
+pub use pair_trainer::{PairProgress, PairReport, PairSummary, PairTrainer};
 pub use report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 pub use trainer::{RunSummary, Trainer};
 pub use word_trainer::{WordProgress, WordSummary, WordTrainer};
