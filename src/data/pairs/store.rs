@@ -62,6 +62,43 @@ impl PairStoreBuilder {
         Ok(())
     }
 
+    /// Appends pairs of texts, of each of which the first `max_tokens` tokens are kept.
+    ///
+    /// They are tokenized in parallel on the rayon pool this is called in; the result does not depend on the number of
+    /// threads.
+    ///
+    /// # Errors
+    /// Those of [`push`](Self::push) and of [`Tokenizer::encode`].
+    pub fn push_texts(&mut self, pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+        let encode = |text: &String| {
+            let mut tokens = Vec::with_capacity(text.len() / 4);
+            tokenizer.encode(text, &mut tokens)?;
+            tokens.truncate(max_tokens);
+            Ok(tokens)
+        };
+        let encoded: Vec<Result<Vec<Vec<u32>>>> =
+            pairs.par_iter().map(|texts| texts.iter().map(encode).collect()).collect();
+        encoded.into_iter().try_for_each(|texts| self.push(&texts?))
+    }
+
+    /// Appends all pairs of `reader`, as [`push_texts`](Self::push_texts) does. The file is never in memory as a whole.
+    ///
+    /// # Errors
+    /// Those of [`PairReader::read`] and of [`push_texts`](Self::push_texts).
+    pub fn read(&mut self, reader: &mut PairReader, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+        let mut chunk: Vec<Vec<String>> = vec![Vec::new(); CHUNK];
+        loop {
+            let mut filled = 0;
+            while filled < CHUNK && reader.read(&mut chunk[filled])? {
+                filled += 1;
+            }
+            self.push_texts(&chunk[..filled], tokenizer, max_tokens)?;
+            if filled < CHUNK {
+                return Ok(());
+            }
+        }
+    }
+
     /// The pairs.
     #[must_use]
     pub fn finish(self) -> PairStore {
@@ -76,36 +113,6 @@ impl PairStoreBuilder {
 }
 
 impl PairStore {
-    /// Tokenizes all pairs of `reader`, in parallel on the rayon pool this is called in; of each text, the first
-    /// `max_tokens` tokens are kept. The result does not depend on the number of threads.
-    ///
-    /// # Errors
-    /// Those of [`PairReader::read`] and of [`Tokenizer::encode`].
-    pub fn tokenize(mut reader: PairReader, tokenizer: &Tokenizer, max_tokens: usize) -> Result<Self> {
-        let mut builder = PairStoreBuilder::new(tokenizer.vocabulary_size(), reader.hard_negatives())?;
-        let mut chunk: Vec<Vec<String>> = vec![Vec::new(); CHUNK];
-        loop {
-            let mut filled = 0;
-            while filled < CHUNK && reader.read(&mut chunk[filled])? {
-                filled += 1;
-            }
-            let encode = |text: &String| {
-                let mut tokens = Vec::with_capacity(text.len() / 4);
-                tokenizer.encode(text, &mut tokens)?;
-                tokens.truncate(max_tokens);
-                Ok(tokens)
-            };
-            let encoded: Vec<Result<Vec<Vec<u32>>>> =
-                chunk[..filled].par_iter().map(|texts| texts.iter().map(encode).collect()).collect();
-            for texts in encoded {
-                builder.push(&texts?)?;
-            }
-            if filled < CHUNK {
-                return Ok(builder.finish());
-            }
-        }
-    }
-
     /// The number of pairs.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -175,6 +182,27 @@ impl PairStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::PairFormat;
+
+    #[test]
+    fn files_are_tokenized_and_texts_cut() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines: String = (0..CHUNK + 3).map(|line| format!("q{line}\tdocument\n")).collect();
+        std::fs::write(file.path(), lines).unwrap();
+        let mut builder = PairStoreBuilder::new(256, 0).unwrap();
+        let mut reader = PairReader::open(file.path(), PairFormat::Tsv, 0).unwrap();
+        builder.read(&mut reader, &Tokenizer::byte(), 5).unwrap();
+        let store = builder.finish();
+        assert_eq!((store.len(), store.longest()), (CHUNK + 3, 5));
+        let text = |pair, text| {
+            let range = store.range(pair, text);
+            let mut ids = vec![0; range.len()];
+            store.tokens().copy_to(range.start, &mut ids);
+            Tokenizer::byte().decode(&ids)
+        };
+        assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
+        assert_eq!(text(CHUNK + 2, 0), format!("q{}", CHUNK + 2));
+    }
 
     #[test]
     fn parts_keep_their_texts() {

@@ -1,0 +1,90 @@
+//! The pairs of texts: from files, or from Rust sources that every machine has which built this crate.
+
+use std::path::PathBuf;
+
+use cllm::Result;
+use cllm::data::{PairFormat, PairReader, PairStore, PairStoreBuilder, Tokenizer, TokenizerSource};
+
+use crate::corpus;
+
+/// Where pairs come from.
+pub enum Pairs {
+    Files { paths: Vec<PathBuf>, format: Option<PairFormat>, hard_negatives: usize },
+    Texts(Vec<Vec<String>>),
+}
+
+impl Pairs {
+    /// What the documentation of functions says, and their signatures.
+    pub fn of_rust_sources() -> Result<Self> {
+        let mut pairs = Vec::new();
+        let mut comment = String::new();
+        corpus::collect(&[], None)?.for_each_text(|text| {
+            for line in text.lines().map(str::trim) {
+                if let Some(words) = line.strip_prefix("///") {
+                    // Lists, headings and code say little about what a function does.
+                    let words = words.trim();
+                    if words.starts_with(|first: char| first.is_alphabetic()) && comment.len() < 400 {
+                        comment.push_str(words);
+                        comment.push(' ');
+                    }
+                } else if !line.starts_with("#[") {
+                    let signature = line.strip_prefix("pub ").unwrap_or(line);
+                    if signature.starts_with("fn ") && comment.len() > 20 {
+                        pairs.push(vec![comment.trim().to_owned(), signature.trim_end_matches(['{', ' ']).to_owned()]);
+                    }
+                    comment.clear();
+                }
+            }
+        })?;
+        // Copies of a crate, or of a macro's text, would be negatives of themselves; files that lie side by side are alike.
+        pairs.sort_unstable();
+        pairs.dedup_by(|a, b| a[0] == b[0] || a[1] == b[1]);
+        pairs.sort_by_key(|pair| pair.iter().flat_map(|text| text.bytes()).fold(7u32, hash));
+        Ok(Self::Texts(pairs))
+    }
+
+    fn readers(&self) -> impl Iterator<Item = Result<PairReader>> {
+        let (paths, format, hard_negatives) = match self {
+            Self::Files { paths, format, hard_negatives } => (&paths[..], *format, *hard_negatives),
+            Self::Texts(_) => (&[][..], None, 0),
+        };
+        paths
+            .iter()
+            .map(move |path| PairReader::open(path, format.map_or_else(|| PairFormat::of(path), Ok)?, hard_negatives))
+    }
+
+    /// Trains the tokenizer on the first texts, or loads it.
+    pub fn tokenizer(&self, source: &TokenizerSource) -> Result<Tokenizer> {
+        if let Self::Texts(pairs) = self {
+            return source.train(&pairs.concat());
+        }
+        let (mut sample, mut bytes) = (Vec::new(), 0);
+        let mut texts = Vec::new();
+        for reader in self.readers() {
+            let mut reader = reader?;
+            while bytes < TokenizerSource::SAMPLE_BYTES && reader.read(&mut texts)? {
+                bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+                sample.append(&mut texts);
+            }
+        }
+        source.train(&sample)
+    }
+
+    /// All pairs as tokens.
+    pub fn tokenize(&self, tokenizer: &Tokenizer, max_tokens: usize) -> Result<PairStore> {
+        let hard_negatives = if let Self::Files { hard_negatives, .. } = self { *hard_negatives } else { 0 };
+        let mut builder = PairStoreBuilder::new(tokenizer.vocabulary_size(), hard_negatives)?;
+        if let Self::Texts(pairs) = self {
+            builder.push_texts(pairs, tokenizer, max_tokens)?;
+        }
+        for reader in self.readers() {
+            builder.read(&mut reader?, tokenizer, max_tokens)?;
+        }
+        Ok(builder.finish())
+    }
+}
+
+/// FNV-1a: an order that has nothing to do with where the texts come from.
+fn hash(state: u32, byte: u8) -> u32 {
+    (state ^ u32::from(byte)).wrapping_mul(16_777_619)
+}
