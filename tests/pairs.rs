@@ -57,7 +57,6 @@ fn train(token_weights: bool, config: PairTrainingConfig) -> (PairTrainer, PairS
 fn unseen_pairs_of_known_topics_are_found() {
     // One pair of each topic, so that there is one right answer.
     let all = pairs(3000, 0, 77);
-    let mut ids = [0];
     let mut test = PairStoreBuilder::new(encoder(false).vocabulary_size, 0).unwrap();
     let mut seen = [false; TOPICS as usize];
     for pair in 0..all.len() {
@@ -66,8 +65,8 @@ fn unseen_pairs_of_known_topics_are_found() {
             all.tokens().copy_to(all.range(pair, text).start, &mut ids);
             ids
         });
-        ids[0] = texts[0][0] / (2 * WORDS);
-        if !std::mem::replace(&mut seen[ids[0] as usize], true) {
+        let topic = texts[0][0] / (2 * WORDS);
+        if !std::mem::replace(&mut seen[topic as usize], true) {
             test.push(&texts).unwrap();
         }
     }

@@ -7,6 +7,9 @@ use cllm::data::{PairFormat, PairReader, PairStore, PairStoreBuilder, Tokenizer,
 
 use crate::corpus;
 
+/// Bytes of Rust source that pairs are looked for in.
+const SOURCE_BYTES: u64 = 64 << 20;
+
 /// Where pairs come from.
 pub enum Pairs {
     Files { paths: Vec<PathBuf>, format: Option<PairFormat>, hard_negatives: usize },
@@ -18,7 +21,7 @@ impl Pairs {
     pub fn of_rust_sources() -> Result<Self> {
         let mut pairs = Vec::new();
         let mut comment = String::new();
-        corpus::collect(&[], None)?.for_each_text(|text| {
+        corpus::collect(&[], Some(SOURCE_BYTES))?.for_each_text(|text| {
             for line in text.lines().map(str::trim) {
                 if let Some(words) = line.strip_prefix("///") {
                     // Lists, headings and code say little about what a function does.

@@ -141,6 +141,8 @@ impl PairTrainer {
             .num_threads(config.workers)
             .thread_name(|worker| format!("cllm worker {worker}"))
             .build()?;
+        // Threads that are still starting allocate, which a run's first steps shall not see.
+        pool.broadcast(|_| ());
         let blas = (!config.keep_blas_threads).then(SingleThreadedBlas::acquire);
         verify_blas()?;
         let engine = Engine {
