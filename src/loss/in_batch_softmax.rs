@@ -52,6 +52,27 @@ impl InBatchSoftmax {
         Self { targets: (0..count).collect(), columns }
     }
 
+    /// As [`replace_by_gradient`](Self::replace_by_gradient), of some of the queries: `scores` has the row of query `first`
+    /// and those after it. Only the loss that is not symmetric can be taken in parts.
+    ///
+    /// # Panics
+    /// As there, and if the loss is symmetric.
+    #[track_caller]
+    pub fn replace_part_by_gradient(
+        &self,
+        scores: ArrayViewMut2<'_, f32>,
+        first: usize,
+        weight: f32,
+        parallelism: Parallelism,
+    ) -> LossSum {
+        let (queries, documents) = scores.dim();
+        let (end, room) = (first + queries, self.targets.len());
+        assert!(self.columns.is_none(), "in-batch softmax: the symmetric loss in parts");
+        assert!(end <= documents, "in-batch softmax: {end} queries of {documents} documents");
+        assert!(end <= room, "in-batch softmax: {end} queries for {room}");
+        CrossEntropy::default().replace_by_gradient(scores, &self.targets[first..end], weight, parallelism)
+    }
+
     /// scores ← `weight` · d(sum of the losses)/d(scores); returns the sums over the queries, without the weight.
     ///
     /// # Panics
@@ -68,7 +89,7 @@ impl InBatchSoftmax {
         assert!(queries <= self.targets.len(), "in-batch softmax: {queries} queries for {}", self.targets.len());
         let targets = &self.targets[..queries];
         let Some(columns) = &mut self.columns else {
-            return CrossEntropy::default().replace_by_gradient(scores, targets, weight, parallelism);
+            return self.replace_part_by_gradient(scores, 0, weight, parallelism);
         };
         columns.find(scores.view(), parallelism);
         let log_sums = &columns.log_sums[..queries];
@@ -166,6 +187,14 @@ mod tests {
                         let sum = loss.replace_by_gradient(found.view_mut(), 0.5, Parallelism::workers(workers));
                         assert_eq!(sum.targets, queries as u64);
                         assert!((sum.loss - expected_loss).abs() < 1e-5 * expected_loss.max(1.0), "{case}: {sum:?}");
+                        // Other threads would not be under this instruction set.
+                        if !symmetric && workers == 1 {
+                            let mut parts = Array2::from_shape_vec((queries, documents), scores.clone()).unwrap();
+                            for (part, mut rows) in parts.axis_chunks_iter_mut(Axis(0), 3).enumerate() {
+                                loss.replace_part_by_gradient(rows.view_mut(), 3 * part, 0.5, Parallelism::SEQUENTIAL);
+                            }
+                            assert_eq!(parts, found, "{case}");
+                        }
                         for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
                             assert!(
                                 (f64::from(*found) - expected).abs() < 3e-6,

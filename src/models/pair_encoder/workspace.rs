@@ -15,12 +15,16 @@ use crate::loss::cross_entropy::LossSum;
 use crate::loss::in_batch_softmax::InBatchSoftmax;
 use crate::parallel::Parallelism;
 
+/// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
+const SCORES_BYTES: usize = 4 << 20;
+
 /// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
 #[derive(Debug)]
 pub(crate) struct PairWorkspace {
     inverse_temperature: f32,
+    symmetric: bool,
     loss: InBatchSoftmax,
-    /// B × documents.
+    /// Queries × documents: all queries of a batch if the loss is symmetric, else some.
     scores: Array2<f32>,
     /// The vectors of all texts, and first the gradient of these, then that of their sums.
     units: Array2<f32>,
@@ -51,10 +55,14 @@ impl PairWorkspace {
             d_units: Array2::zeros((texts, width)),
             inverse_lengths: vec![0.0; texts],
         });
+        let documents = texts - batch;
+        let in_cache = (SCORES_BYTES / size_of::<f32>() / documents).next_multiple_of(64);
+        let queries = if config.symmetric { batch } else { in_cache.min(batch) };
         Self {
             inverse_temperature: (1.0 / config.temperature) as f32,
+            symmetric: config.symmetric,
             loss: InBatchSoftmax::new(batch, config.symmetric),
-            scores: Array2::zeros((batch, texts - batch)),
+            scores: Array2::zeros((queries, documents)),
             units: Array2::zeros((texts, dim)),
             d_sums: Array2::zeros((texts, dim)),
             inverse_lengths: vec![0.0; texts],
@@ -90,7 +98,9 @@ impl PairWorkspace {
 
         let (units, mut d_sums) = (units.view(), self.d_sums.slice_mut(s![..texts, ..]));
         let mut contrast = Contrast {
-            scores: self.scores.slice_mut(s![..pairs, ..texts - pairs]),
+            scores: self.scores.slice_mut(s![.., ..texts - pairs]),
+            pairs,
+            symmetric: self.symmetric,
             loss: &mut self.loss,
             inverse_temperature: self.inverse_temperature,
             weight: 1.0 / (pairs * (1 + self.widths.len())) as f32,
@@ -134,6 +144,8 @@ impl PairWorkspace {
 /// Scores, loss, and the gradient of the vectors that were scored.
 struct Contrast<'a> {
     scores: ArrayViewMut2<'a, f32>,
+    pairs: usize,
+    symmetric: bool,
     loss: &'a mut InBatchSoftmax,
     inverse_temperature: f32,
     weight: f32,
@@ -143,13 +155,26 @@ struct Contrast<'a> {
 impl Contrast<'_> {
     fn run(&mut self, vectors: ArrayView2<'_, f32>, d_vectors: ArrayViewMut2<'_, f32>) -> LossSum {
         let (scale, parallelism) = (self.inverse_temperature, self.parallelism);
-        let pairs = self.scores.nrows();
-        let (queries, documents) = vectors.split_at(Axis(0), pairs);
-        let (d_queries, d_documents) = d_vectors.split_at(Axis(0), pairs);
-        gemm(scale, queries, documents.t(), Write::Replace, self.scores.view_mut(), parallelism);
-        let sum = self.loss.replace_by_gradient(self.scores.view_mut(), self.weight, parallelism);
-        gemm(scale, self.scores.view(), documents, Write::Replace, d_queries, parallelism);
-        gemm(scale, self.scores.t(), queries, Write::Replace, d_documents, parallelism);
+        let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
+        let (mut d_queries, mut d_documents) = d_vectors.split_at(Axis(0), self.pairs);
+        let mut sum = LossSum::default();
+        let mut write = Write::Replace;
+        for start in (0..self.pairs).step_by(self.scores.nrows()) {
+            let end = (start + self.scores.nrows()).min(self.pairs);
+            let queries = queries.slice(s![start..end, ..]);
+            let mut scores = self.scores.slice_mut(s![..end - start, ..]);
+            gemm(scale, queries, documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            sum = sum
+                + if self.symmetric {
+                    self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
+                } else {
+                    self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
+                };
+            let d_queries = d_queries.slice_mut(s![start..end, ..]);
+            gemm(scale, scores.view(), documents, Write::Replace, d_queries, parallelism);
+            gemm(scale, scores.t(), queries, write, d_documents.view_mut(), parallelism);
+            write = Write::Add;
+        }
         sum
     }
 }
@@ -245,6 +270,10 @@ mod tests {
             let expected = numerical_gradient(&parameters, 1e-5, |at| reference(at, &encoder, &config, &batch));
             under_every_instruction_set(|set| {
                 let mut workspace = PairWorkspace::new(&encoder, &config);
+                if !config.symmetric {
+                    // In parts of two queries, and one of one.
+                    workspace.scores = Array2::zeros((2, workspace.scores.ncols()));
+                }
                 workspace.d_sums.fill(f32::NAN);
                 let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
                 assert!(finite && sum.targets == PAIRS as u64);
