@@ -58,19 +58,18 @@ impl Pairs {
 
     /// Trains the tokenizer on the first texts, or loads it.
     pub fn tokenizer(&self, source: &TokenizerSource) -> Result<Tokenizer> {
-        if let Self::Texts(pairs) = self {
-            return source.train(&pairs.concat());
-        }
-        let (mut sample, mut bytes) = (Vec::new(), 0);
+        let mut sample = Sample::default();
         let mut texts = Vec::new();
         for reader in self.readers() {
             let mut reader = reader?;
-            while bytes < TokenizerSource::SAMPLE_BYTES && reader.read(&mut texts)? {
-                bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-                sample.append(&mut texts);
+            while sample.bytes < TokenizerSource::SAMPLE_BYTES && reader.read(&mut texts)? {
+                texts.iter().for_each(|text| sample.push(text));
             }
         }
-        source.train(&sample)
+        if let Self::Texts(pairs) = self {
+            pairs.iter().flatten().for_each(|text| sample.push(text));
+        }
+        source.train(&sample.pieces)
     }
 
     /// All pairs as tokens.
@@ -84,6 +83,25 @@ impl Pairs {
             builder.read(&mut reader?, tokenizer, max_tokens)?;
         }
         Ok(builder.finish())
+    }
+}
+
+/// Texts in pieces of some kilobytes, a text a line: words are counted faster in a few long texts than in many short ones.
+#[derive(Default)]
+struct Sample {
+    pieces: Vec<String>,
+    bytes: u64,
+}
+
+impl Sample {
+    fn push(&mut self, text: &str) {
+        if self.pieces.last().is_none_or(|piece| piece.len() > 1 << 15) {
+            self.pieces.push(String::new());
+        }
+        let piece = self.pieces.last_mut().expect("there is a piece");
+        piece.push_str(text);
+        piece.push('\n');
+        self.bytes += text.len() as u64;
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, json};
 
 use super::BytePairTokenizer;
 use super::byte_pair::pre_tokens;
+use super::words::words;
 use crate::data::text::pieces;
 use crate::{Error, Result};
 
@@ -19,10 +20,15 @@ impl BytePairTokenizer {
         if !(2..=1 << 24).contains(&vocabulary_size) {
             return Err(Error::config("vocabulary_size", vocabulary_size, "2 to 2^24 for words"));
         }
+        // Words are cut into pre-tokens once each: that takes longer than to count them.
+        let mut occurrences = HashMap::<&str, u64>::new();
+        for word in texts.iter().flat_map(|text| pieces(text.as_ref())).flat_map(words) {
+            *occurrences.entry(word).or_default() += 1;
+        }
         let mut counts = HashMap::<String, u64>::new();
-        for piece in texts.iter().flat_map(|text| pieces(text.as_ref())) {
-            for word in pre_tokens(piece).map_err(|error| Error::Tokenizer(error.to_string()))? {
-                *counts.entry(word).or_default() += 1;
+        for (word, count) in occurrences {
+            for pre_token in pre_tokens(word).map_err(|error| Error::Tokenizer(error.to_string()))? {
+                *counts.entry(pre_token).or_default() += count;
             }
         }
         if counts.is_empty() {
@@ -30,9 +36,9 @@ impl BytePairTokenizer {
         }
         let mut words: Vec<(String, u64)> = counts.into_iter().filter(|(word, _)| word != UNKNOWN).collect();
         words.sort_unstable_by(|(word, count), (other, others)| others.cmp(count).then_with(|| word.cmp(other)));
-        let words = words.into_iter().take(vocabulary_size - 1).map(|(word, _)| word);
+        let kept = words.into_iter().take(vocabulary_size - 1).map(|(word, _)| word);
         let vocabulary: Map<_, _> =
-            std::iter::once(UNKNOWN.to_owned()).chain(words).enumerate().map(|(id, word)| (word, id.into())).collect();
+            std::iter::once(UNKNOWN.to_owned()).chain(kept).enumerate().map(|(id, word)| (word, id.into())).collect();
         let byte_level =
             json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let tokenizer = json!({
