@@ -13,6 +13,9 @@ use cllm::rng::{Purpose, Stream};
 use cllm::{Preset, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use ndarray::Array2;
 
+#[path = "throughput/pairs.rs"]
+mod pairs;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Workload {
     /// Preset seed.
@@ -27,6 +30,8 @@ enum Workload {
     /// Preset gpt2.
     #[value(name = "W4")]
     W4,
+    /// Text pairs: a vocabulary of 30,000, 2048 pairs a batch, 16 words a side, width 256.
+    Pairs,
 }
 
 /// Measures training steps on random tokens.
@@ -69,6 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Workload::W2 => (Preset::Nano, 65),
         Workload::W3 => (Preset::Small, 4096),
         Workload::W4 => (Preset::Gpt2, 50257),
+        Workload::Pairs => return pairs::run(&arguments),
     };
     let base = preset.model();
     let dim = arguments.dim.unwrap_or(base.dim);

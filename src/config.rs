@@ -1,11 +1,13 @@
 //! Settings of models and of training: plain serde structs, checked by `validate` before anything is allocated.
 
+mod pair_training;
 mod preset;
 mod similarity;
 mod training;
 mod transformer;
 mod word_training;
 
+pub use pair_training::{PairEncoderConfig, PairTrainingConfig};
 pub use preset::Preset;
 pub use similarity::SimilarityConfig;
 pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checksum, Difference};
+use crate::data::RowProblem;
 
 /// `Result` with the crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -94,6 +95,16 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong, with the offending value.
         problem: String,
+    },
+    /// A row of a file is not what its format demands.
+    #[error("{}: row {row}: {problem}", path.display())]
+    InvalidRow {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1.
+        row: u64,
+        /// What is wrong with it.
+        problem: RowProblem,
     },
     /// A tokenizer could not be trained, loaded or applied.
     #[error("tokenizer: {0}")]

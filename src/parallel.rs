@@ -84,6 +84,12 @@ impl<T: Send> SplitRows for &mut [T] {
     }
 }
 
+impl<P: SplitRows> SplitRows for Option<P> {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        self.map(|part| part.split_rows(at)).unzip()
+    }
+}
+
 macro_rules! split_tuple {
     ($($part:ident),+) => {
         impl<$($part: SplitRows),+> SplitRows for ($($part,)+) {

@@ -7,12 +7,15 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use cllm::config::{SimilarityConfig, WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::config::{
+    PairEncoderConfig, PairTrainingConfig, SimilarityConfig, WordObjective, WordTrainingConfig, WorkerMode,
+};
 use cllm::data::{
-    Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter, WordSplit, WordVocabulary,
+    Batch, BatchOrder, PairSource, PairStoreBuilder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter,
+    WordSplit, WordVocabulary,
 };
 use cllm::models::similarity::SimilarityModel;
-use cllm::train::WordTrainer;
+use cllm::train::{PairTrainer, WordTrainer};
 use cllm::{Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 
 struct Counting;
@@ -164,6 +167,35 @@ fn in_similarity(config: SimilarityConfig) -> u64 {
     })
 }
 
+/// Allocations in `MEASURED` warm steps of a run on pairs, of texts of many lengths and several epochs.
+fn in_pairs(config: PairTrainingConfig, token_weights: bool) -> u64 {
+    let mut pairs = PairStoreBuilder::new(50, config.hard_negatives).unwrap();
+    for pair in 0..300u32 {
+        let text = |number: u32| -> Vec<u32> {
+            let length = (pair * pair + number) % 12;
+            (0..length).map(|word| (pair * 7 + word * word) % 50).collect()
+        };
+        let texts: Vec<Vec<u32>> = (0..2 + config.hard_negatives as u32).map(text).collect();
+        pairs.push(&texts).unwrap();
+    }
+    let source = PairSource::new(pairs.finish(), 30, 1).unwrap();
+    let config = PairTrainingConfig { batch_size: 30, max_steps: Some(WARM + MEASURED), epochs: None, ..config };
+    let encoder = PairEncoderConfig { vocabulary_size: 50, dim: 24, token_weights };
+    let mut trainer = PairTrainer::new(encoder, config).unwrap();
+    let (mut start, mut end) = (0, 0);
+    let watch = |progress: &cllm::train::PairProgress<'_>| {
+        match progress.report.step {
+            WARM => start = ALLOCATIONS.load(Relaxed),
+            step if step == WARM + MEASURED => end = ALLOCATIONS.load(Relaxed),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    };
+    trainer.run(&source, watch).unwrap();
+    assert!(start > 0 && end > 0, "the run has not reached its end");
+    end - start
+}
+
 #[test]
 fn warm_steps_allocate_nothing() {
     let base = TrainingConfig { batch_size: 4, ..Default::default() };
@@ -230,5 +262,12 @@ fn warm_steps_allocate_nothing() {
             let config = WordTrainingConfig { objective, mode, workers, ..Default::default() };
             assert_eq!(alone(|| in_words(&corpus, config)), 0, "{objective:?}, {mode:?}, {workers} workers");
         }
+    }
+
+    for workers in [1, 2, 3] {
+        let config = PairTrainingConfig { workers, ..Default::default() };
+        assert_eq!(alone(|| in_pairs(config.clone(), false)), 0, "pairs, {workers} workers");
+        let everything = PairTrainingConfig { symmetric: true, hard_negatives: 2, matryoshka: vec![4, 16], ..config };
+        assert_eq!(alone(|| in_pairs(everything, true)), 0, "pairs, {workers} workers, every option");
     }
 }

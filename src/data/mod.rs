@@ -32,6 +32,7 @@ use crate::{Error, Result};
 mod batch;
 mod chunks;
 mod negatives;
+mod pairs;
 mod permutation;
 mod sequences;
 mod text;
@@ -45,6 +46,10 @@ mod word_vocabulary;
 
 pub use batch::Batch;
 pub use negatives::AliasTable;
+pub use pairs::{
+    MAXIMUM_LINE_BYTES, PairBatch, PairFormat, PairReader, PairSource, PairStore, PairStoreBuilder, RowProblem,
+    TokenRows,
+};
 pub use sequences::{BatchOrder, SequenceSource};
 pub use text::{InvalidUtf8, TEXT_ENDINGS, TextFiles, TextOptions};
 pub use token_file::TokenWriter;

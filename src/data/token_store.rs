@@ -301,6 +301,7 @@ impl fmt::Debug for TokenStore {
 }
 
 /// A store in memory that grows.
+#[derive(Debug)]
 pub(super) struct TokenBuffer {
     bytes: Vec<u8>,
     width: TokenWidth,

@@ -6,6 +6,8 @@ mod character;
 mod saved;
 mod source;
 #[cfg(feature = "tokenizers")]
+mod word_level;
+#[cfg(feature = "tokenizers")]
 mod words;
 
 #[cfg(feature = "tokenizers")]
@@ -72,6 +74,17 @@ impl Tokenizer {
     #[cfg(feature = "tokenizers")]
     pub fn train_byte_pair<S: AsRef<str> + Sync>(texts: &[S], vocabulary_size: usize) -> Result<Self> {
         Ok(Self::BytePair(Box::new(BytePairTokenizer::train(texts, vocabulary_size)?)))
+    }
+
+    /// A tokenizer whose tokens are whole words: GPT-2's pre-tokens, a word with the blank before it, the most frequent of
+    /// them in the texts (equally frequent ones in the order of their characters). Token 0 stands for all other words.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for a `vocabulary_size` below 2 or above 2²⁴,
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if there is no text.
+    #[cfg(feature = "tokenizers")]
+    pub fn train_words<S: AsRef<str>>(texts: &[S], vocabulary_size: usize) -> Result<Self> {
+        Ok(Self::BytePair(Box::new(BytePairTokenizer::train_words(texts, vocabulary_size)?)))
     }
 
     /// Number of tokens: every id is below it.

@@ -14,6 +14,7 @@
 
 pub mod npy;
 pub mod safetensors;
+pub mod sentence_transformers;
 mod source;
 pub mod word2vec;
 

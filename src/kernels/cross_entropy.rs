@@ -104,7 +104,7 @@ kernel! {
 
 /// Σ e^(x − shift), in the order of [`exponentials`].
 #[inline(always)]
-fn exponential_sum<T: Target>(x: &[f32], shift: f32) -> f32 {
+pub(super) fn exponential_sum<T: Target>(x: &[f32], shift: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {

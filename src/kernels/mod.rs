@@ -10,6 +10,7 @@ pub(crate) mod dispatch;
 pub mod elementwise;
 pub mod exp;
 pub mod gelu;
+pub(crate) mod in_batch;
 pub(crate) mod lanes;
 pub mod layer_norm;
 pub(crate) mod logistic;

@@ -1,5 +1,6 @@
 //! Optimizers: the learning rate's schedule, and the update of all parameters in one pass over memory.
 
+pub(crate) mod row_sparse;
 pub mod schedule;
 mod state;
 

@@ -7,6 +7,7 @@
 mod checkpointing;
 mod engine;
 mod memory_plan;
+mod pair_trainer;
 mod recovery;
 mod reduction;
 mod report;
@@ -19,6 +20,7 @@ mod word_worker;
 
 pub use checkpointing::ResumeOptions;
 pub use memory_plan::MemoryPlan;
+pub use pair_trainer::{PairProgress, PairReport, PairSummary, PairTrainer};
 pub use report::{BatchLoss, Evaluation, Progress, StepOutcome, StepReport};
 pub use trainer::{RunSummary, Trainer};
 pub use word_trainer::{WordProgress, WordSummary, WordTrainer};

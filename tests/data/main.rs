@@ -127,12 +127,13 @@ fn tokenizer_names_are_parsed() {
         ("byte", TokenizerSource::Byte),
         ("char", TokenizerSource::Character),
         ("bpe:512", TokenizerSource::BytePair { vocabulary_size: 512 }),
+        ("words:512", TokenizerSource::Words { vocabulary_size: 512 }),
         ("some/tokenizer.json", TokenizerSource::File(PathBuf::from("some/tokenizer.json"))),
     ] {
         assert_eq!(text.parse::<TokenizerSource>().unwrap(), source);
         assert_eq!(source.to_string(), text);
     }
-    for bad in ["", "bpe:", "bpe:many", "bpe:-1"] {
+    for bad in ["", "bpe:", "bpe:many", "bpe:-1", "words:x"] {
         assert_error!(bad.parse::<TokenizerSource>(), Error::InvalidConfig { name: "tokenizer", value, .. } if value == bad);
     }
 }

@@ -84,7 +84,7 @@ impl BytePairTokenizer {
             return Err(format!("token {token:?} has the id {last}, but ids end at {MAXIMUM_VOCABULARY}"));
         }
         let added: Vec<String> = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
-        let by_words = matches!(inner.get_model(), ModelWrapper::BPE(_))
+        let by_words = matches!(inner.get_model(), ModelWrapper::BPE(_) | ModelWrapper::WordLevel(_))
             && inner.get_normalizer().is_none()
             && matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(byte_level))
                 if byte_level.use_regex && !byte_level.add_prefix_space)
@@ -131,7 +131,7 @@ impl BytePairTokenizer {
 }
 
 /// GPT-2's pre-tokens of `text`, each byte as the character that stands for it.
-fn pre_tokens(text: &str) -> tokenizers::Result<Vec<String>> {
+pub(super) fn pre_tokens(text: &str) -> tokenizers::Result<Vec<String>> {
     let mut pre_tokens = Vec::new();
     let mut seen = HashMap::new();
     for word in words(text) {

@@ -8,7 +8,7 @@ use super::{CharacterSet, Tokenizer};
 use crate::data::TextFiles;
 use crate::{Error, Result};
 
-/// Where a tokenizer comes from, as a flag or a configuration says it: `byte`, `char`, `bpe:N`, or the path of a
+/// Where a tokenizer comes from, as a flag or a configuration says it: `byte`, `char`, `bpe:N`, `words:N`, or the path of a
 /// `tokenizer.json` or of the folder that holds it.
 ///
 /// ```
@@ -28,6 +28,11 @@ pub enum TokenizerSource {
         /// Tokens that the vocabulary shall have.
         vocabulary_size: usize,
     },
+    /// Whole words, the most frequent of such a sample.
+    Words {
+        /// Tokens that the vocabulary shall have.
+        vocabulary_size: usize,
+    },
     /// A saved tokenizer.
     File(PathBuf),
 }
@@ -43,19 +48,36 @@ impl TokenizerSource {
     /// encoding without the feature `tokenizers`.
     pub fn build(&self, corpus: &TextFiles) -> Result<Tokenizer> {
         match self {
-            Self::Byte => Ok(Tokenizer::byte()),
             Self::Character => {
                 let mut characters = CharacterSet::new();
                 corpus.for_each_text(|text| characters.insert(text))?;
                 characters.into_tokenizer().map(Tokenizer::Character)
             }
             #[cfg(feature = "tokenizers")]
-            Self::BytePair { vocabulary_size } => {
-                Tokenizer::train_byte_pair(&corpus.sample(Self::SAMPLE_BYTES)?, *vocabulary_size)
+            Self::BytePair { .. } | Self::Words { .. } => self.train(&corpus.sample(Self::SAMPLE_BYTES)?),
+            _ => self.train::<&str>(&[]),
+        }
+    }
+
+    /// Trains the tokenizer on texts, or loads it.
+    ///
+    /// # Errors
+    /// As for [`build`](Self::build).
+    pub fn train<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Tokenizer> {
+        match self {
+            Self::Byte => Ok(Tokenizer::byte()),
+            Self::Character => {
+                let mut characters = CharacterSet::new();
+                texts.iter().for_each(|text| characters.insert(text.as_ref()));
+                characters.into_tokenizer().map(Tokenizer::Character)
             }
+            #[cfg(feature = "tokenizers")]
+            Self::BytePair { vocabulary_size } => Tokenizer::train_byte_pair(texts, *vocabulary_size),
+            #[cfg(feature = "tokenizers")]
+            Self::Words { vocabulary_size } => Tokenizer::train_words(texts, *vocabulary_size),
             #[cfg(not(feature = "tokenizers"))]
-            Self::BytePair { .. } => {
-                Err(Error::MissingFeature { what: "byte-pair encoding".to_owned(), feature: "tokenizers" })
+            Self::BytePair { .. } | Self::Words { .. } => {
+                Err(Error::MissingFeature { what: format!("the tokenizer {self}"), feature: "tokenizers" })
             }
             Self::File(path) => Tokenizer::load(path),
         }
@@ -69,13 +91,15 @@ impl FromStr for TokenizerSource {
         match text {
             "byte" => Ok(Self::Byte),
             "char" => Ok(Self::Character),
-            "" => Err(Error::config("tokenizer", "", "byte, char, bpe:N or a file")),
-            _ => match text.strip_prefix("bpe:") {
-                Some(size) => size
-                    .parse()
-                    .map(|vocabulary_size| Self::BytePair { vocabulary_size })
-                    .map_err(|_| Error::config("tokenizer", text, "bpe: and the size of the vocabulary")),
-                None => Ok(Self::File(text.into())),
+            "" => Err(Error::config("tokenizer", "", "byte, char, bpe:N, words:N or a file")),
+            _ => match text.split_once(':') {
+                Some((kind @ ("bpe" | "words"), size)) => {
+                    let vocabulary_size = size.parse().map_err(|_| {
+                        Error::config("tokenizer", text, format!("{kind}: and the size of the vocabulary"))
+                    })?;
+                    Ok(if kind == "bpe" { Self::BytePair { vocabulary_size } } else { Self::Words { vocabulary_size } })
+                }
+                _ => Ok(Self::File(text.into())),
             },
         }
     }
@@ -87,6 +111,7 @@ impl fmt::Display for TokenizerSource {
             Self::Byte => formatter.write_str("byte"),
             Self::Character => formatter.write_str("char"),
             Self::BytePair { vocabulary_size } => write!(formatter, "bpe:{vocabulary_size}"),
+            Self::Words { vocabulary_size } => write!(formatter, "words:{vocabulary_size}"),
             Self::File(path) => write!(formatter, "{}", path.display()),
         }
     }

@@ -1,0 +1,291 @@
+//! Text pairs: from files to batches of token ids.
+//!
+//! [`PairReader`] streams pairs out of a file, [`PairStore`] holds them as token ids, [`PairSource`] makes batches of them.
+
+mod reader;
+mod store;
+
+pub use reader::{MAXIMUM_LINE_BYTES, PairFormat, PairReader, RowProblem};
+pub use store::{PairStore, PairStoreBuilder};
+
+use super::permutation::permuted;
+use crate::{Error, Result};
+
+/// Texts as rows of token ids of any length, one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenRows {
+    ids: Vec<u32>,
+    ends: Vec<usize>,
+}
+
+impl TokenRows {
+    /// No rows, and room for some.
+    #[must_use]
+    pub fn with_capacity(rows: usize, ids: usize) -> Self {
+        Self { ids: Vec::with_capacity(ids), ends: Vec::with_capacity(rows) }
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.ends.push(self.ids.len());
+    }
+
+    /// Removes all rows and keeps their memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.ends.clear();
+    }
+
+    /// The number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The ids of all rows.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Where each row ends among the ids of all.
+    #[must_use]
+    pub fn ends(&self) -> &[usize] {
+        &self.ends
+    }
+
+    /// A row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &[u32] {
+        &self.ids[index.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[index]]
+    }
+
+    /// Appends a row of `length` ids, to be written.
+    fn push_with(&mut self, length: usize, write: impl FnOnce(&mut [u32])) {
+        let start = self.ids.len();
+        self.ids.resize(start + length, 0);
+        write(&mut self.ids[start..]);
+        self.ends.push(self.ids.len());
+    }
+}
+
+impl<R: AsRef<[u32]>> FromIterator<R> for TokenRows {
+    fn from_iter<I: IntoIterator<Item = R>>(rows: I) -> Self {
+        let mut all = Self::default();
+        rows.into_iter().for_each(|row| all.push(row.as_ref()));
+        all
+    }
+}
+
+/// A batch of B pairs with K hard negatives each.
+///
+/// Its rows are the B queries, the B documents in the same order, then the B first hard negatives, the B second ones, and
+/// so on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairBatch {
+    rows: TokenRows,
+    pairs: usize,
+    hard_negatives: usize,
+    /// Which pairs of its source they are.
+    picked: Vec<u64>,
+}
+
+impl PairBatch {
+    /// A batch of the given rows, in the order that is described above.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no pair, or the rows are not 2 + `hard_negatives` of each.
+    pub fn new(rows: TokenRows, hard_negatives: usize) -> Result<Self> {
+        let pairs = rows.len() / (2 + hard_negatives);
+        let expected = pairs.max(1) * (2 + hard_negatives);
+        if rows.len() != expected {
+            let found = vec![rows.len()];
+            return Err(Error::Shape { what: "rows of a batch of pairs".into(), expected: vec![expected], found });
+        }
+        Ok(Self { rows, pairs, hard_negatives, picked: Vec::new() })
+    }
+
+    /// The texts.
+    #[must_use]
+    pub fn rows(&self) -> &TokenRows {
+        &self.rows
+    }
+
+    /// The number of pairs (B).
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// Hard negatives of each pair (K).
+    #[must_use]
+    pub fn hard_negatives(&self) -> usize {
+        self.hard_negatives
+    }
+}
+
+/// Batches of pairs, shuffled anew in every epoch.
+///
+/// A batch is a pure function of the seed and the step. An epoch has as many whole batches as its pairs make; which pairs
+/// are left over is another matter of chance in every epoch. So no batch has a pair twice.
+#[derive(Clone, Debug)]
+pub struct PairSource {
+    store: PairStore,
+    batch_size: usize,
+    seed: u64,
+}
+
+impl PairSource {
+    /// Batches of `batch_size` pairs of `store`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a batch size of 0 or of more than there are pairs.
+    pub fn new(store: PairStore, batch_size: usize, seed: u64) -> Result<Self> {
+        if batch_size == 0 || batch_size > store.len() {
+            let expected = format!("must lie between 1 and the number of pairs, {}", store.len());
+            return Err(Error::config("batch_size", batch_size, expected));
+        }
+        Ok(Self { store, batch_size, seed })
+    }
+
+    /// The pairs.
+    #[must_use]
+    pub fn store(&self) -> &PairStore {
+        &self.store
+    }
+
+    /// Pairs in a batch.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// The seed of the order.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Whole batches in an epoch.
+    #[must_use]
+    pub fn batches_per_epoch(&self) -> u64 {
+        (self.store.len() / self.batch_size) as u64
+    }
+
+    /// An empty batch with room for the longest texts, to be filled.
+    #[must_use]
+    pub fn batch(&self) -> PairBatch {
+        let texts = self.batch_size * self.store.texts_per_pair();
+        PairBatch {
+            rows: TokenRows::with_capacity(texts, texts * self.store.longest()),
+            pairs: 0,
+            hard_negatives: self.store.hard_negatives(),
+            picked: Vec::with_capacity(self.batch_size),
+        }
+    }
+
+    /// Overwrites `batch`, made by [`batch`](Self::batch), with that of `step`, counted from 0. Allocates nothing.
+    pub fn fill(&self, step: u64, batch: &mut PairBatch) {
+        let (epoch, number) = (step / self.batches_per_epoch(), step % self.batches_per_epoch());
+        let first = number * self.batch_size as u64;
+        batch.picked.clear();
+        let pick = |row: u64| permuted(first + row, self.store.len() as u64, self.seed, epoch);
+        batch.picked.extend((0..self.batch_size as u64).map(pick));
+        (batch.pairs, batch.hard_negatives) = (self.batch_size, self.store.hard_negatives());
+        batch.rows.clear();
+        for text in 0..self.store.texts_per_pair() {
+            for &pair in &batch.picked {
+                let tokens = self.store.range(pair as usize, text);
+                batch.rows.push_with(tokens.len(), |ids| self.store.tokens().copy_to(tokens.start, ids));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pairs whose texts are told apart by their ids: text t of pair p has 1 + (p + t) % 3 ids 10·p + t.
+    fn store(pairs: u32, hard_negatives: usize) -> PairStore {
+        let mut builder = PairStoreBuilder::new(10 * pairs as usize, hard_negatives).unwrap();
+        for pair in 0..pairs {
+            let texts: Vec<Vec<u32>> = (0..2 + hard_negatives as u32)
+                .map(|text| vec![10 * pair + text; 1 + ((pair + text) % 3) as usize])
+                .collect();
+            builder.push(&texts).unwrap();
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn every_epoch_has_each_pair_at_most_once_with_its_own_texts() {
+        for hard_negatives in [0, 2] {
+            let source = PairSource::new(store(23, hard_negatives), 5, 3).unwrap();
+            assert_eq!(source.batches_per_epoch(), 4);
+            let mut batch = source.batch();
+            let mut epochs = Vec::new();
+            for epoch in 0..3 {
+                let mut seen = Vec::new();
+                for step in 4 * epoch..4 * epoch + 4 {
+                    source.fill(step, &mut batch);
+                    assert_eq!((batch.pairs(), batch.rows().len()), (5, 5 * (2 + hard_negatives)));
+                    for pair in 0..5 {
+                        let number = batch.rows().row(pair)[0] / 10;
+                        for text in 0..2 + hard_negatives as u32 {
+                            let expected = vec![10 * number + text; 1 + ((number + text) % 3) as usize];
+                            assert_eq!(batch.rows().row(pair + 5 * text as usize), expected);
+                        }
+                        seen.push(number);
+                    }
+                }
+                let mut sorted = seen.clone();
+                sorted.sort_unstable();
+                sorted.dedup();
+                assert_eq!(sorted.len(), 20);
+                epochs.push(seen);
+            }
+            assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
+        }
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_and_step_alone() {
+        let (first, second) =
+            (PairSource::new(store(40, 1), 8, 3).unwrap(), PairSource::new(store(40, 1), 8, 3).unwrap());
+        let other = PairSource::new(store(40, 1), 8, 4).unwrap();
+        let at = |source: &PairSource, step| {
+            let mut batch = source.batch();
+            source.fill(step, &mut batch);
+            batch
+        };
+        let mut batch = second.batch();
+        for step in [7, 3, 100, 0] {
+            second.fill(step, &mut batch);
+            assert_eq!(at(&first, step), batch);
+            assert_ne!(at(&other, step), batch);
+        }
+    }
+
+    #[test]
+    fn batches_that_cannot_be_are_refused() {
+        for size in [0, 24] {
+            let error = PairSource::new(store(23, 0), size, 0).unwrap_err();
+            assert!(matches!(error, Error::InvalidConfig { name: "batch_size", .. }), "{error}");
+        }
+        for (rows, hard_negatives) in [(0, 0), (3, 0), (4, 1)] {
+            let rows: TokenRows = vec![[1]; rows].into_iter().collect();
+            assert!(matches!(PairBatch::new(rows, hard_negatives), Err(Error::Shape { .. })));
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Reading text pairs from files, a line at a time.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// The longest line that is read, unless [`PairReader::with_maximum_line`] says otherwise.
+pub const MAXIMUM_LINE_BYTES: usize = 1 << 20;
+
+/// How a file of pairs is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairFormat {
+    /// A pair a line: query, document and any hard negatives, separated by tabs. There is no header and no quoting: a
+    /// text holds neither tabs nor line ends.
+    Tsv,
+    /// A JSON object a line: `query` (or `anchor`) and `document` (or `positive`) are strings, `negatives` a list of
+    /// strings. Other fields are passed over.
+    JsonLines,
+}
+
+impl PairFormat {
+    /// The format that a file's ending tells: `tsv` or `txt`, `jsonl`, `ndjson` or `json`, in any case.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for another ending.
+    pub fn of(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        match ending.as_str() {
+            "tsv" | "txt" => Ok(Self::Tsv),
+            "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
+            _ => Err(Error::config("format", path.display(), "tsv or jsonl, as the file's ending or by name")),
+        }
+    }
+}
+
+/// What is wrong with a row of a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowProblem {
+    /// The row has a byte that is not UTF-8.
+    #[error("invalid UTF-8: byte 0x{value:02x} at offset {offset} of the line")]
+    InvalidUtf8 {
+        /// Offset of the byte in the line.
+        offset: usize,
+        /// The byte.
+        value: u8,
+    },
+    /// The line is too long to be read.
+    #[error("more than {maximum} bytes in a line")]
+    TooLong {
+        /// Bytes that a line may have.
+        maximum: usize,
+    },
+    /// The row has too few texts.
+    #[error("{found} texts, but {expected} are needed")]
+    TooFewTexts {
+        /// A query, a document, and the hard negatives asked for.
+        expected: usize,
+        /// The texts it has.
+        found: usize,
+    },
+    /// A text is empty.
+    #[error("text {text} is empty")]
+    Empty {
+        /// Which text, counted from 1: the query is 1.
+        text: usize,
+    },
+    /// The line is not the JSON object it should be.
+    #[error("{0}")]
+    Json(String),
+}
+
+#[derive(Deserialize)]
+struct JsonPair<'a> {
+    #[serde(borrow, alias = "anchor")]
+    query: Cow<'a, str>,
+    #[serde(borrow, alias = "positive")]
+    document: Cow<'a, str>,
+    #[serde(borrow, default)]
+    negatives: Vec<Cow<'a, str>>,
+}
+
+/// Streams the pairs of a file.
+///
+/// A line ends with LF or CRLF, the last also with the file. Lines of nothing but blanks are passed over; they count in
+/// the numbers of rows that errors name, which begin at 1. Nothing else is changed about a text: blanks around it stay.
+/// A pair with more hard negatives than asked for loses the last ones.
+///
+/// ```
+/// use cllm::data::{PairFormat, PairReader};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("pairs.tsv");
+/// # std::fs::write(&path, "how to sort\tsort orders a list\r\n\nq\td\n").unwrap();
+/// let mut reader = PairReader::open(&path, PairFormat::of(&path)?, 0)?;
+/// let mut texts = Vec::new();
+/// assert!(reader.read(&mut texts)?);
+/// assert_eq!(texts, ["how to sort", "sort orders a list"]);
+/// # assert!(reader.read(&mut texts)? && !reader.read(&mut texts)?);
+/// # Ok::<(), cllm::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct PairReader {
+    path: PathBuf,
+    reader: BufReader<File>,
+    format: PairFormat,
+    hard_negatives: usize,
+    maximum: usize,
+    line: Vec<u8>,
+    row: u64,
+}
+
+impl PairReader {
+    /// Opens a file of pairs, of which each shall have `hard_negatives` hard negatives.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened.
+    pub fn open(path: impl AsRef<Path>, format: PairFormat, hard_negatives: usize) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        let reader = BufReader::with_capacity(1 << 16, file);
+        Ok(Self { path, reader, format, hard_negatives, maximum: MAXIMUM_LINE_BYTES, line: Vec::new(), row: 0 })
+    }
+
+    /// Refuses lines of more than `bytes` bytes, the line's end not counted.
+    #[must_use]
+    pub fn with_maximum_line(self, bytes: usize) -> Self {
+        Self { maximum: bytes, ..self }
+    }
+
+    /// Hard negatives of each pair.
+    #[must_use]
+    pub fn hard_negatives(&self) -> usize {
+        self.hard_negatives
+    }
+
+    /// Overwrites `texts` with the query, the document and the hard negatives of the next pair; `false` at the end of the
+    /// file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::InvalidRow`] with the file, the row and what is wrong with it. Reading can go on after
+    /// that with the next row, unless it was too long.
+    pub fn read(&mut self, texts: &mut Vec<String>) -> Result<bool> {
+        while self.next_line()? {
+            let line = std::str::from_utf8(&self.line).map_err(|error| {
+                let offset = error.valid_up_to();
+                self.invalid(RowProblem::InvalidUtf8 { offset, value: self.line[offset] })
+            })?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let count = 2 + self.hard_negatives;
+            texts.resize_with(count, String::new);
+            let found = match self.format {
+                PairFormat::Tsv => copy(line.split('\t'), texts),
+                PairFormat::JsonLines => {
+                    let pair: JsonPair<'_> = serde_json::from_str(line)
+                        .map_err(|error| self.invalid(RowProblem::Json(error.to_string())))?;
+                    let negatives = pair.negatives.iter().map(AsRef::as_ref);
+                    copy([&*pair.query, &*pair.document].into_iter().chain(negatives), texts)
+                }
+            };
+            if found < count {
+                return Err(self.invalid(RowProblem::TooFewTexts { expected: count, found }));
+            }
+            if let Some(index) = texts.iter().position(|text| text.trim().is_empty()) {
+                return Err(self.invalid(RowProblem::Empty { text: index + 1 }));
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Reads the next line without its end; `false` if there is none.
+    fn next_line(&mut self) -> Result<bool> {
+        self.line.clear();
+        // Room for the line's end, and a byte to see that it is too long.
+        let limit = self.maximum.saturating_add(3) as u64;
+        let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.line).map_err(Error::io(&self.path))?;
+        if read == 0 {
+            return Ok(false);
+        }
+        self.row += 1;
+        if self.line.ends_with(b"\n") {
+            self.line.pop();
+        }
+        if self.line.ends_with(b"\r") {
+            self.line.pop();
+        }
+        if self.line.len() > self.maximum {
+            return Err(self.invalid(RowProblem::TooLong { maximum: self.maximum }));
+        }
+        Ok(true)
+    }
+
+    fn invalid(&self, problem: RowProblem) -> Error {
+        Error::InvalidRow { path: self.path.clone(), row: self.row, problem }
+    }
+}
+
+/// Overwrites `into` with as many texts as it has; returns how many there were, up to that.
+fn copy<'a>(texts: impl Iterator<Item = &'a str>, into: &mut [String]) -> usize {
+    let mut count = 0;
+    for (into, text) in into.iter_mut().zip(texts) {
+        into.clear();
+        into.push_str(text);
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Found {
+        pairs: Vec<Vec<String>>,
+        problems: Vec<(u64, RowProblem)>,
+    }
+
+    /// Reads everything, and goes on after errors.
+    fn read(content: &[u8], format: PairFormat, hard_negatives: usize) -> Found {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        let mut reader = PairReader::open(file.path(), format, hard_negatives).unwrap().with_maximum_line(100);
+        let (mut found, mut texts) = (Found { pairs: Vec::new(), problems: Vec::new() }, Vec::new());
+        for _ in 0..100 {
+            match reader.read(&mut texts) {
+                Ok(true) => found.pairs.push(texts.clone()),
+                Ok(false) => return found,
+                Err(Error::InvalidRow { path, row, problem }) => {
+                    assert_eq!(path, file.path());
+                    found.problems.push((row, problem));
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("no end")
+    }
+
+    #[test]
+    fn lines_are_read_as_documented() {
+        let found = read(b"a b\tc\r\n\n \t \r\nq\t d \tn1\tn2\n\xef\xbb\xbfx\ty", PairFormat::Tsv, 0);
+        assert_eq!(found.pairs, [["a b", "c"], ["q", " d "], ["\u{feff}x", "y"]]);
+        assert!(found.problems.is_empty());
+        let found = read(b"q\td\tn1\tn2\tn3\n", PairFormat::Tsv, 2);
+        assert_eq!(found.pairs, [["q", "d", "n1", "n2"]]);
+        let json = br#"{"query": "a\tb \u00e9", "document": "c", "id": 7}
+
+            {"anchor": "q", "positive": "d", "negatives": ["n1", "n2"]}
+        "#;
+        assert_eq!(read(json, PairFormat::JsonLines, 0).pairs, [["a\tb é", "c"], ["q", "d"]]);
+        let found = read(b"", PairFormat::JsonLines, 0);
+        assert!(found.pairs.is_empty() && found.problems.is_empty());
+    }
+
+    #[test]
+    fn bad_rows_are_named_and_the_next_can_be_read() {
+        let found = read(b"a\tb\nonly\n\nq\t\nq\td\xff\nq\td\n", PairFormat::Tsv, 0);
+        let expected = [
+            (2, RowProblem::TooFewTexts { expected: 2, found: 1 }),
+            (4, RowProblem::Empty { text: 2 }),
+            (5, RowProblem::InvalidUtf8 { offset: 3, value: 0xff }),
+        ];
+        assert_eq!(found.problems, expected);
+        assert_eq!(found.pairs, [["a", "b"], ["q", "d"]]);
+
+        let found = read(b"{\"query\":\"q\"}\n[1]\n{\"query\":\"q\",\"document\":\"d\"}", PairFormat::JsonLines, 0);
+        assert!(matches!(&found.problems[..], [(1, RowProblem::Json(first)), (2, RowProblem::Json(_))]
+            if first.contains("document")));
+        assert_eq!(found.pairs.len(), 1);
+        let found = read(b"{\"query\":\"q\",\"document\":\"d\",\"negatives\":[\"n\"]}", PairFormat::JsonLines, 2);
+        assert_eq!(found.problems, [(1, RowProblem::TooFewTexts { expected: 4, found: 3 })]);
+    }
+
+    #[test]
+    fn a_line_is_too_long_from_one_byte_on() {
+        for (length, ending) in [(98, "\n"), (98, "\r\n"), (98, "")] {
+            let line = format!("q\t{}{ending}", "d".repeat(length));
+            assert_eq!(read(line.as_bytes(), PairFormat::Tsv, 0).pairs.len(), 1);
+            let line = format!("a\tb\nq\t{}{ending}", "d".repeat(length + 1));
+            let found = read(line.as_bytes(), PairFormat::Tsv, 0);
+            assert_eq!(found.problems.first(), Some(&(2, RowProblem::TooLong { maximum: 100 })), "{ending:?}");
+        }
+    }
+
+    #[test]
+    fn the_ending_tells_the_format() {
+        assert_eq!(PairFormat::of("a/b.TSV").unwrap(), PairFormat::Tsv);
+        assert_eq!(PairFormat::of("a.jsonl").unwrap(), PairFormat::JsonLines);
+        assert!(matches!(PairFormat::of("a.csv"), Err(Error::InvalidConfig { name: "format", .. })));
+    }
+}

@@ -1,0 +1,226 @@
+//! Pairs at rest, as token ids.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::PairReader;
+use crate::data::token_store::TokenBuffer;
+use crate::data::{TokenStore, Tokenizer};
+use crate::{Error, Result};
+
+/// Pairs that are tokenized together.
+const CHUNK: usize = 1 << 13;
+
+/// Text pairs as token ids in memory, two or four bytes a token and eight a text; clones and parts share them.
+#[derive(Clone, Debug)]
+pub struct PairStore {
+    tokens: TokenStore,
+    /// Where the texts of all pairs end.
+    ends: Arc<[u64]>,
+    pairs: Range<usize>,
+    hard_negatives: usize,
+    longest: usize,
+}
+
+/// Collects the pairs of a [`PairStore`].
+#[derive(Debug)]
+pub struct PairStoreBuilder {
+    tokens: TokenBuffer,
+    ends: Vec<u64>,
+    hard_negatives: usize,
+    longest: usize,
+}
+
+impl PairStoreBuilder {
+    /// No pairs yet, of ids below `vocabulary_size` and with `hard_negatives` hard negatives each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a vocabulary that is empty or has more than 2³² tokens.
+    pub fn new(vocabulary_size: usize, hard_negatives: usize) -> Result<Self> {
+        let tokens = TokenBuffer::new("pairs", vocabulary_size)?;
+        Ok(Self { tokens, ends: Vec::new(), hard_negatives, longest: 0 })
+    }
+
+    /// Appends a pair: its query, its document, its hard negatives.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if these are not 2 + `hard_negatives` texts; [`Error::TokenOutOfRange`]. No pair may be appended
+    /// after an error.
+    pub fn push(&mut self, texts: &[impl AsRef<[u32]>]) -> Result<()> {
+        if texts.len() != 2 + self.hard_negatives {
+            let (expected, found) = (vec![2 + self.hard_negatives], vec![texts.len()]);
+            return Err(Error::Shape { what: "texts of a pair".into(), expected, found });
+        }
+        for text in texts {
+            let text = text.as_ref();
+            self.tokens.push(text)?;
+            self.ends.push(self.ends.last().unwrap_or(&0) + text.len() as u64);
+            self.longest = self.longest.max(text.len());
+        }
+        Ok(())
+    }
+
+    /// Appends pairs of texts, of each of which the first `max_tokens` tokens are kept.
+    ///
+    /// They are tokenized in parallel on the rayon pool this is called in; the result does not depend on the number of
+    /// threads.
+    ///
+    /// # Errors
+    /// Those of [`push`](Self::push) and of [`Tokenizer::encode`].
+    pub fn push_texts(&mut self, pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+        let encode = |text: &String| {
+            let mut tokens = Vec::with_capacity(text.len() / 4);
+            tokenizer.encode(text, &mut tokens)?;
+            tokens.truncate(max_tokens);
+            Ok(tokens)
+        };
+        let encoded: Vec<Result<Vec<Vec<u32>>>> =
+            pairs.par_iter().map(|texts| texts.iter().map(encode).collect()).collect();
+        encoded.into_iter().try_for_each(|texts| self.push(&texts?))
+    }
+
+    /// Appends all pairs of `reader`, as [`push_texts`](Self::push_texts) does. The file is never in memory as a whole.
+    ///
+    /// # Errors
+    /// Those of [`PairReader::read`] and of [`push_texts`](Self::push_texts).
+    pub fn read(&mut self, reader: &mut PairReader, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+        let mut chunk: Vec<Vec<String>> = vec![Vec::new(); CHUNK];
+        loop {
+            let mut filled = 0;
+            while filled < CHUNK && reader.read(&mut chunk[filled])? {
+                filled += 1;
+            }
+            self.push_texts(&chunk[..filled], tokenizer, max_tokens)?;
+            if filled < CHUNK {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The pairs.
+    #[must_use]
+    pub fn finish(self) -> PairStore {
+        PairStore {
+            tokens: self.tokens.finish(),
+            pairs: 0..self.ends.len() / (2 + self.hard_negatives),
+            ends: self.ends.into(),
+            hard_negatives: self.hard_negatives,
+            longest: self.longest,
+        }
+    }
+}
+
+impl PairStore {
+    /// The number of pairs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Whether there is no pair.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// Hard negatives of each pair.
+    #[must_use]
+    pub fn hard_negatives(&self) -> usize {
+        self.hard_negatives
+    }
+
+    /// A query, a document, and the hard negatives.
+    #[must_use]
+    pub fn texts_per_pair(&self) -> usize {
+        2 + self.hard_negatives
+    }
+
+    /// Tokens of the longest text.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// The ids of all texts one after the other.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenStore {
+        &self.tokens
+    }
+
+    /// Where in [`tokens`](Self::tokens) text `text` of pair `pair` lies: 0 is the query, 1 the document, hard negatives
+    /// follow.
+    ///
+    /// # Panics
+    /// If there is no such pair or text.
+    #[must_use]
+    #[track_caller]
+    pub fn range(&self, pair: usize, text: usize) -> Range<usize> {
+        assert!(pair < self.len() && text < self.texts_per_pair(), "text {text} of pair {pair} of {}", self.len());
+        let index = (self.pairs.start + pair) * self.texts_per_pair() + text;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        start as usize..self.ends[index] as usize
+    }
+
+    /// The first `at` pairs, and the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[must_use]
+    #[track_caller]
+    pub fn split_at(&self, at: usize) -> (Self, Self) {
+        assert!(at <= self.len(), "{} pairs split at {at}", self.len());
+        let middle = self.pairs.start + at;
+        (
+            Self { pairs: self.pairs.start..middle, ..self.clone() },
+            Self { pairs: middle..self.pairs.end, ..self.clone() },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::PairFormat;
+
+    #[test]
+    fn files_are_tokenized_and_texts_cut() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines: String = (0..CHUNK + 3).map(|line| format!("q{line}\tdocument\n")).collect();
+        std::fs::write(file.path(), lines).unwrap();
+        let mut builder = PairStoreBuilder::new(256, 0).unwrap();
+        let mut reader = PairReader::open(file.path(), PairFormat::Tsv, 0).unwrap();
+        builder.read(&mut reader, &Tokenizer::byte(), 5).unwrap();
+        let store = builder.finish();
+        assert_eq!((store.len(), store.longest()), (CHUNK + 3, 5));
+        let text = |pair, text| {
+            let range = store.range(pair, text);
+            let mut ids = vec![0; range.len()];
+            store.tokens().copy_to(range.start, &mut ids);
+            Tokenizer::byte().decode(&ids)
+        };
+        assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
+        assert_eq!(text(CHUNK + 2, 0), format!("q{}", CHUNK + 2));
+    }
+
+    #[test]
+    fn parts_keep_their_texts() {
+        let mut builder = PairStoreBuilder::new(100, 0).unwrap();
+        builder.push(&[vec![1, 2], vec![3]]).unwrap();
+        builder.push(&[vec![], vec![4, 5, 6]]).unwrap();
+        assert!(matches!(builder.push(&[vec![1]]), Err(Error::Shape { .. })));
+        assert!(matches!(builder.push(&[vec![1], vec![100]]), Err(Error::TokenOutOfRange { id: 100, .. })));
+        let mut builder = PairStoreBuilder::new(100, 0).unwrap();
+        builder.push(&[vec![1, 2], vec![3]]).unwrap();
+        builder.push(&[vec![], vec![4, 5, 6]]).unwrap();
+        let store = builder.finish();
+        let (first, second) = store.split_at(1);
+        assert_eq!((first.len(), second.len(), store.longest()), (1, 1, 3));
+        assert_eq!((first.range(0, 0), first.range(0, 1)), (0..2, 2..3));
+        assert_eq!((second.range(0, 0), second.range(0, 1)), (3..3, 3..6));
+        let mut ids = [0; 3];
+        second.tokens().copy_to(3, &mut ids);
+        assert_eq!(ids, [4, 5, 6]);
+    }
+}

@@ -1,0 +1,79 @@
+//! How often a query finds its own document among all.
+
+use ndarray::{Array2, s};
+
+use super::PairEncoder;
+use crate::Result;
+use crate::data::{PairStore, TokenRows};
+use crate::kernels::cross_entropy::cross_entropy_row_loss;
+use crate::linalg::{Write, gemm};
+use crate::parallel::Parallelism;
+
+/// Queries that are scored together.
+const CHUNK: usize = 256;
+
+impl PairEncoder {
+    /// For each k of `ranks`, the share of the queries of `pairs` whose own document is among the k documents of all pairs
+    /// with the largest cosine (recall@k; of equal cosines, the document of the earlier pair is first). Hard negatives have
+    /// no part. No pairs have the shares 0.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange).
+    pub fn recall(&self, pairs: &PairStore, ranks: &[usize], parallelism: Parallelism) -> Result<Vec<f64>> {
+        let texts = |pairs_of: std::ops::Range<usize>, text: usize| -> TokenRows {
+            let read = |pair| {
+                let range = pairs.range(pair, text);
+                let mut ids = vec![0; range.len()];
+                pairs.tokens().copy_to(range.start, &mut ids);
+                ids
+            };
+            pairs_of.map(read).collect()
+        };
+        let encode = |texts: &TokenRows| -> Result<Array2<f32>> {
+            let mut vectors = Array2::zeros((texts.len(), self.config.dim));
+            self.encode_into(texts, vectors.view_mut(), parallelism)?;
+            Ok(vectors)
+        };
+        let documents = encode(&texts(0..pairs.len(), 1))?;
+        let mut scores = Array2::zeros((CHUNK.min(pairs.len()), pairs.len()));
+        let mut found = vec![0u64; ranks.len()];
+        for start in (0..pairs.len()).step_by(CHUNK) {
+            let end = (start + CHUNK).min(pairs.len());
+            let queries = encode(&texts(start..end, 0))?;
+            let mut scores = scores.slice_mut(s![..end - start, ..]);
+            gemm(1.0, queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            for (pair, row) in (start..end).zip(scores.rows()) {
+                let row = row.to_slice().expect("a row of scores is contiguous");
+                let (_, rank) = cross_entropy_row_loss(row, pair, 0.0);
+                found.iter_mut().zip(ranks).for_each(|(found, &k)| *found += u64::from(rank < k));
+            }
+        }
+        Ok(found.into_iter().map(|found| found as f64 / pairs.len().max(1) as f64).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PairEncoderConfig;
+    use crate::data::PairStoreBuilder;
+
+    #[test]
+    fn ranks_are_those_of_the_cosines() {
+        let config = PairEncoderConfig { vocabulary_size: 4, dim: 2, token_weights: false };
+        let mut encoder = PairEncoder::new(config, 0).unwrap();
+        let angles = [0.0f32, 0.1, 0.3, 2.0];
+        for (vector, angle) in encoder.parameters_mut().values_mut().chunks_exact_mut(2).zip(angles) {
+            (vector[0], vector[1]) = (3.0 * angle.cos(), 3.0 * angle.sin());
+        }
+        // Documents 1, 2, 3. Query 0 finds 1 first; query 3 finds 3, then 2; query 2 finds 2, 1, 3.
+        let mut builder = PairStoreBuilder::new(4, 0).unwrap();
+        for [query, document] in [[0, 1], [3, 2], [2, 3]] {
+            builder.push(&[[query], [document]]).unwrap();
+        }
+        let recall = encoder.recall(&builder.finish(), &[1, 2, 3], Parallelism::SEQUENTIAL).unwrap();
+        assert_eq!(recall, [1.0 / 3.0, 2.0 / 3.0, 1.0]);
+        let none = PairStoreBuilder::new(4, 0).unwrap().finish();
+        assert_eq!(encoder.recall(&none, &[1], Parallelism::SEQUENTIAL).unwrap(), [0.0]);
+    }
+}

@@ -1,0 +1,302 @@
+//! The buffers of a training step on pairs: forward, loss, and the gradient of each text's sum.
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+
+use super::PairEncoder;
+use super::pooling::{add_prefixes, pool, project, scale_rows, take_prefixes};
+use crate::config::PairTrainingConfig;
+use crate::data::PairBatch;
+use crate::gather::DistinctIds;
+use crate::kernels::elementwise::add_assign;
+use crate::linalg::{Write, gemm};
+use crate::loss::cross_entropy::LossSum;
+use crate::loss::in_batch_softmax::InBatchSoftmax;
+use crate::parallel::Parallelism;
+
+/// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
+const SCORES_BYTES: usize = 4 << 20;
+
+/// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
+#[derive(Debug)]
+pub(crate) struct PairWorkspace {
+    inverse_temperature: f32,
+    symmetric: bool,
+    loss: InBatchSoftmax,
+    /// Queries × documents: all queries of a batch if the loss is symmetric, else some.
+    scores: Array2<f32>,
+    /// The vectors of all texts, and first the gradient of these, then that of their sums.
+    units: Array2<f32>,
+    d_sums: Array2<f32>,
+    inverse_lengths: Vec<f32>,
+    widths: Vec<usize>,
+    prefixes: Option<Prefixes>,
+    distinct: DistinctIds,
+    /// Of each place of the batch, the text it belongs to.
+    text_of: Vec<u32>,
+}
+
+/// Prefixes of all vectors, and their gradient.
+#[derive(Debug)]
+struct Prefixes {
+    units: Array2<f32>,
+    d_units: Array2<f32>,
+    inverse_lengths: Vec<f32>,
+}
+
+impl PairWorkspace {
+    pub fn new(encoder: &PairEncoder, config: &PairTrainingConfig) -> Self {
+        let (batch, texts, places) = (config.batch_size, config.texts(), config.places() as usize);
+        let dim = encoder.config.dim;
+        let widths: Vec<usize> = config.matryoshka.iter().copied().filter(|&width| width < dim).collect();
+        let prefixes = widths.last().map(|&width| Prefixes {
+            units: Array2::zeros((texts, width)),
+            d_units: Array2::zeros((texts, width)),
+            inverse_lengths: vec![0.0; texts],
+        });
+        let documents = texts - batch;
+        let in_cache = (SCORES_BYTES / size_of::<f32>() / documents).next_multiple_of(64);
+        let queries = if config.symmetric { batch } else { in_cache.min(batch) };
+        Self {
+            inverse_temperature: (1.0 / config.temperature) as f32,
+            symmetric: config.symmetric,
+            loss: InBatchSoftmax::new(batch, config.symmetric),
+            scores: Array2::zeros((queries, documents)),
+            units: Array2::zeros((texts, dim)),
+            d_sums: Array2::zeros((texts, dim)),
+            inverse_lengths: vec![0.0; texts],
+            widths,
+            prefixes,
+            distinct: DistinctIds::new(encoder.config.vocabulary_size, places),
+            text_of: Vec::with_capacity(places),
+        }
+    }
+
+    /// The loss of `batch`, which must fit and have ids of the vocabulary, and the gradient of its texts' sums. The loss
+    /// is summed over the queries, of all widths' means; correct is what the whole vectors get right. The flag says
+    /// whether the gradient is finite.
+    pub fn loss_and_gradient(
+        &mut self,
+        encoder: &PairEncoder,
+        batch: &PairBatch,
+        parallelism: Parallelism,
+    ) -> (LossSum, bool) {
+        let rows = batch.rows();
+        let (texts, pairs) = (rows.len(), batch.pairs());
+        let (distinct, text_of) = (&mut self.distinct, &mut self.text_of);
+        let mut units = self.units.slice_mut(s![..texts, ..]);
+        let inverse_lengths = &mut self.inverse_lengths[..texts];
+        pool(encoder.table(), rows, units.view_mut(), Some(&mut *inverse_lengths), parallelism);
+        distinct.find(rows.ids().iter().copied());
+        text_of.clear();
+        let mut start = 0;
+        for (text, &end) in rows.ends().iter().enumerate() {
+            text_of.resize(text_of.len() + end - start, text as u32);
+            start = end;
+        }
+
+        let (units, mut d_sums) = (units.view(), self.d_sums.slice_mut(s![..texts, ..]));
+        let mut contrast = Contrast {
+            scores: self.scores.slice_mut(s![.., ..texts - pairs]),
+            pairs,
+            symmetric: self.symmetric,
+            loss: &mut self.loss,
+            inverse_temperature: self.inverse_temperature,
+            weight: 1.0 / (pairs * (1 + self.widths.len())) as f32,
+            parallelism,
+        };
+        let mut sum = contrast.run(units, d_sums.view_mut());
+        project(units, d_sums.view_mut(), parallelism);
+        if let Some(prefixes) = &mut self.prefixes {
+            for &width in &self.widths {
+                let mut prefix = prefixes.units.slice_mut(s![..texts, ..width]);
+                let mut d_prefix = prefixes.d_units.slice_mut(s![..texts, ..width]);
+                let inverse_lengths = &mut prefixes.inverse_lengths[..texts];
+                take_prefixes(units, prefix.view_mut(), inverse_lengths, parallelism);
+                sum.loss += contrast.run(prefix.view(), d_prefix.view_mut()).loss;
+                add_prefixes(prefix.view(), d_prefix.view(), inverse_lengths, d_sums.view_mut(), parallelism);
+            }
+        }
+        sum.loss /= (1 + self.widths.len()) as f64;
+        let finite = scale_rows(d_sums, inverse_lengths, parallelism);
+        (sum, finite)
+    }
+
+    /// The distinct ids of the batch.
+    pub fn distinct(&self) -> &DistinctIds {
+        &self.distinct
+    }
+
+    /// `out` ← `columns` of the gradient of the `index`-th distinct id's vector, before its weight: the sum over its
+    /// places of the gradient of the text.
+    pub fn gradient_of(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
+        let width = self.d_sums.ncols();
+        let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
+        out.fill(0.0);
+        for &place in self.distinct.places(index) {
+            let row = self.text_of[place as usize] as usize * width;
+            add_assign(out, &d_sums[row + columns.start..row + columns.end]);
+        }
+    }
+}
+
+/// Scores, loss, and the gradient of the vectors that were scored.
+struct Contrast<'a> {
+    scores: ArrayViewMut2<'a, f32>,
+    pairs: usize,
+    symmetric: bool,
+    loss: &'a mut InBatchSoftmax,
+    inverse_temperature: f32,
+    weight: f32,
+    parallelism: Parallelism,
+}
+
+impl Contrast<'_> {
+    fn run(&mut self, vectors: ArrayView2<'_, f32>, d_vectors: ArrayViewMut2<'_, f32>) -> LossSum {
+        let (scale, parallelism) = (self.inverse_temperature, self.parallelism);
+        let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
+        let (mut d_queries, mut d_documents) = d_vectors.split_at(Axis(0), self.pairs);
+        let mut sum = LossSum::default();
+        let mut write = Write::Replace;
+        for start in (0..self.pairs).step_by(self.scores.nrows()) {
+            let end = (start + self.scores.nrows()).min(self.pairs);
+            let queries = queries.slice(s![start..end, ..]);
+            let mut scores = self.scores.slice_mut(s![..end - start, ..]);
+            gemm(scale, queries, documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            sum = sum
+                + if self.symmetric {
+                    self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
+                } else {
+                    self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
+                };
+            let d_queries = d_queries.slice_mut(s![start..end, ..]);
+            gemm(scale, scores.view(), documents, Write::Replace, d_queries, parallelism);
+            gemm(scale, scores.t(), queries, write, d_documents.view_mut(), parallelism);
+            write = Write::Add;
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PairEncoderConfig;
+    use crate::data::TokenRows;
+    use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::kernels::testing::{numerical_gradient, wide};
+    use crate::rng::{Purpose, Stream};
+
+    const VOCABULARY: usize = 13;
+    const DIM: usize = 7;
+    const PAIRS: usize = 5;
+
+    /// Texts of 0 to 4 tokens, some of them more than once in a text.
+    fn batch(hard_negatives: usize) -> PairBatch {
+        let stream = Stream::new(5, Purpose::Caller, hard_negatives as u64);
+        let texts = PAIRS * (2 + hard_negatives);
+        let rows: TokenRows = (0..texts as u64)
+            .map(|text| {
+                let length = if text == 3 { 0 } else { 1 + stream.below(8 * text, 4) };
+                (1..=length).map(|token| stream.below(8 * text + token, VOCABULARY as u64) as u32).collect::<Vec<_>>()
+            })
+            .collect();
+        PairBatch::new(rows, hard_negatives).unwrap()
+    }
+
+    /// The loss by the plain formula, of the flat parameters.
+    fn reference(parameters: &[f64], encoder: &PairEncoder, config: &PairTrainingConfig, batch: &PairBatch) -> f64 {
+        let weight = |id: usize| encoder.token_weights.map_or(1.0, |weights| parameters[weights.range()][id]);
+        let vectors = &parameters[encoder.vectors.range()];
+        let sum = |text: usize, column: usize| -> f64 {
+            let row = batch.rows().row(text).iter().map(|&id| id as usize);
+            row.map(|id| weight(id) * vectors[id * DIM + column]).sum()
+        };
+        let log_sum = |scores: Vec<f64>| scores.into_iter().map(f64::exp).sum::<f64>().ln();
+        let widths: Vec<usize> = config.matryoshka.iter().copied().chain([DIM]).collect();
+        let of_width = |width: usize| {
+            let unit = |text: usize| -> Vec<f64> {
+                let sums: Vec<f64> = (0..width).map(|column| sum(text, column)).collect();
+                let length = sums.iter().map(|x| x * x).sum::<f64>().sqrt();
+                sums.iter().map(|x| if length > 0.0 { x / length } else { 0.0 }).collect()
+            };
+            let units: Vec<Vec<f64>> = (0..batch.rows().len()).map(unit).collect();
+            let score = |query: usize, document: usize| {
+                let pairs = units[query].iter().zip(&units[PAIRS + document]);
+                pairs.map(|(x, y)| x * y).sum::<f64>() / config.temperature
+            };
+            let documents = PAIRS * (1 + batch.hard_negatives());
+            let of_pair = |pair: usize| {
+                let by_row =
+                    log_sum((0..documents).map(|document| score(pair, document)).collect()) - score(pair, pair);
+                let by_column = log_sum((0..PAIRS).map(|query| score(query, pair)).collect()) - score(pair, pair);
+                if config.symmetric { 0.5 * (by_row + by_column) } else { by_row }
+            };
+            (0..PAIRS).map(of_pair).sum::<f64>() / PAIRS as f64
+        };
+        widths.iter().map(|&width| of_width(width)).sum::<f64>() / widths.len() as f64
+    }
+
+    #[test]
+    fn loss_and_gradient_agree_with_the_plain_formula() {
+        for (hard_negatives, symmetric, matryoshka, token_weights) in [
+            (0, false, vec![], false),
+            (0, true, vec![], false),
+            (1, false, vec![], false),
+            (2, true, vec![], true),
+            (0, false, vec![2, 5], false),
+            (1, true, vec![3], true),
+        ] {
+            let case = format!("{hard_negatives}, symmetric {symmetric}, {matryoshka:?}, weights {token_weights}");
+            let config = PairTrainingConfig {
+                // Larger than the batch.
+                batch_size: PAIRS + 1,
+                max_tokens: 4,
+                temperature: 0.3,
+                hard_negatives,
+                symmetric,
+                matryoshka,
+                ..Default::default()
+            };
+            let shape = PairEncoderConfig { vocabulary_size: VOCABULARY, dim: DIM, token_weights };
+            let mut encoder = PairEncoder::new(shape, 3).unwrap();
+            if let Some(weights) = encoder.token_weights {
+                Stream::new(9, Purpose::Caller, 0).fill_normal(encoder.parameters.slice_mut(weights), 1.0);
+            }
+            let batch = batch(hard_negatives);
+            let parameters = wide(encoder.parameters.values());
+            let expected_loss = reference(&parameters, &encoder, &config, &batch);
+            let expected = numerical_gradient(&parameters, 1e-5, |at| reference(at, &encoder, &config, &batch));
+            under_every_instruction_set(|set| {
+                let mut workspace = PairWorkspace::new(&encoder, &config);
+                if !config.symmetric {
+                    // In parts of two queries, and one of one.
+                    workspace.scores = Array2::zeros((2, workspace.scores.ncols()));
+                }
+                workspace.d_sums.fill(f32::NAN);
+                let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
+                assert!(finite && sum.targets == PAIRS as u64);
+                let loss = sum.loss / PAIRS as f64;
+                assert!((loss - expected_loss).abs() < 1e-5, "{case}, {set:?}: {loss} for {expected_loss}");
+
+                let mut found = vec![0.0; parameters.len()];
+                for (index, &id) in workspace.distinct().ids().iter().enumerate() {
+                    let (mut gradient, id) = ([0.0; DIM], id as usize);
+                    workspace.gradient_of(index, 0..DIM, &mut gradient);
+                    let weight = encoder.token_weights().map_or(1.0, |weights| weights[id]);
+                    for (column, &value) in gradient.iter().enumerate() {
+                        found[encoder.vectors.range().start + id * DIM + column] = weight * value;
+                        if let Some(weights) = encoder.token_weights {
+                            found[weights.range().start + id] += value * encoder.vectors()[[id, column]];
+                        }
+                    }
+                }
+                for (place, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let found = f64::from(*found);
+                    assert!((found - expected).abs() < 1e-5, "{case}, {set:?}, {place}: {found} for {expected}");
+                }
+            });
+        }
+    }
+}
