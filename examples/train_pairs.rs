@@ -12,6 +12,7 @@ use cllm::data::{PairFormat, PairSource, PairStore, TokenRows, Tokenizer, Tokeni
 use cllm::export::sentence_transformers;
 use cllm::train::PairTrainer;
 
+#[allow(dead_code)] // Without checkpoints, no run is resumed.
 #[path = "common/corpus.rs"]
 mod corpus;
 #[path = "common/memory.rs"]
@@ -202,23 +203,19 @@ fn main() -> Result<()> {
 
 /// Prints what the first held-out queries find among all held-out documents.
 fn show(trainer: &PairTrainer, tokenizer: &Tokenizer, pairs: &PairStore) -> Result<()> {
-    let text = |pair: usize, text: usize| {
-        let range = pairs.range(pair, text);
-        let mut ids = vec![0; range.len()];
-        pairs.tokens().copy_to(range.start, &mut ids);
-        ids
+    let texts = |count: usize, text: usize| -> cllm::Result<TokenRows> {
+        Ok((0..count).map(|pair| pairs.text(pair, text)).collect::<cllm::Result<Vec<_>>>()?.into_iter().collect())
     };
-    let documents: TokenRows = (0..pairs.len()).map(|pair| text(pair, 1)).collect();
-    let queries: TokenRows = (0..pairs.len().min(5)).map(|pair| text(pair, 0)).collect();
+    let (documents, queries) = (texts(pairs.len(), 1)?, texts(pairs.len().min(5), 0)?);
     let (documents, queries) = (trainer.encoder().encode(&documents)?, trainer.encoder().encode(&queries)?);
     for (pair, query) in queries.rows().into_iter().enumerate() {
         let scores = documents.dot(&query);
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-        println!("{}", short(&tokenizer.decode(&text(pair, 0))));
+        println!("{}", short(&tokenizer.decode(&pairs.text(pair, 0)?)));
         for &found in order.iter().take(3) {
             let mark = if found == pair { '*' } else { ' ' };
-            println!("  {mark} {:.3} {}", scores[found], short(&tokenizer.decode(&text(found, 1))));
+            println!("  {mark} {:.3} {}", scores[found], short(&tokenizer.decode(&pairs.text(found, 1)?)));
         }
     }
     Ok(())

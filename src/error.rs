@@ -96,9 +96,9 @@ pub enum Error {
         /// What is wrong, with the offending value.
         problem: String,
     },
-    /// A row of a file is not what its format demands.
+    /// A row of a file of text pairs is not what its format demands.
     #[error("{}: row {row}: {problem}", path.display())]
-    InvalidRow {
+    InvalidPair {
         /// The file.
         path: PathBuf,
         /// The row, counted from 1.

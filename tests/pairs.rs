@@ -60,11 +60,7 @@ fn unseen_pairs_of_known_topics_are_found() {
     let mut test = PairStoreBuilder::new(encoder(false).vocabulary_size, 0).unwrap();
     let mut seen = [false; TOPICS as usize];
     for pair in 0..all.len() {
-        let texts = [0, 1].map(|text| {
-            let mut ids = vec![0; all.range(pair, text).len()];
-            all.tokens().copy_to(all.range(pair, text).start, &mut ids);
-            ids
-        });
+        let texts = [0, 1].map(|text| all.text(pair, text).unwrap());
         let topic = texts[0][0] / (2 * WORDS);
         if !std::mem::replace(&mut seen[topic as usize], true) {
             test.push(&texts).unwrap();

@@ -71,11 +71,11 @@ impl TokenRows {
     }
 
     /// Appends a row of `length` ids, to be written.
-    fn push_with(&mut self, length: usize, write: impl FnOnce(&mut [u32])) {
+    fn push_with(&mut self, length: usize, write: impl FnOnce(&mut [u32]) -> Result<()>) -> Result<()> {
         let start = self.ids.len();
         self.ids.resize(start + length, 0);
-        write(&mut self.ids[start..]);
         self.ends.push(self.ids.len());
+        write(&mut self.ids[start..])
     }
 }
 
@@ -195,7 +195,10 @@ impl PairSource {
     }
 
     /// Overwrites `batch`, made by [`batch`](Self::batch), with that of `step`, counted from 0. Allocates nothing.
-    pub fn fill(&self, step: u64, batch: &mut PairBatch) {
+    ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`](crate::data::TokenStore::copy_to); the batch is then of no use.
+    pub fn fill(&self, step: u64, batch: &mut PairBatch) -> Result<()> {
         let (epoch, number) = (step / self.batches_per_epoch(), step % self.batches_per_epoch());
         let first = number * self.batch_size as u64;
         batch.picked.clear();
@@ -206,9 +209,10 @@ impl PairSource {
         for text in 0..self.store.texts_per_pair() {
             for &pair in &batch.picked {
                 let tokens = self.store.range(pair as usize, text);
-                batch.rows.push_with(tokens.len(), |ids| self.store.tokens().copy_to(tokens.start, ids));
+                batch.rows.push_with(tokens.len(), |ids| self.store.tokens().copy_to(tokens.start, ids))?;
             }
         }
+        Ok(())
     }
 }
 
@@ -238,7 +242,7 @@ mod tests {
             for epoch in 0..3 {
                 let mut seen = Vec::new();
                 for step in 4 * epoch..4 * epoch + 4 {
-                    source.fill(step, &mut batch);
+                    source.fill(step, &mut batch).unwrap();
                     assert_eq!((batch.pairs(), batch.rows().len()), (5, 5 * (2 + hard_negatives)));
                     for pair in 0..5 {
                         let number = batch.rows().row(pair)[0] / 10;
@@ -266,12 +270,12 @@ mod tests {
         let other = PairSource::new(store(40, 1), 8, 4).unwrap();
         let at = |source: &PairSource, step| {
             let mut batch = source.batch();
-            source.fill(step, &mut batch);
+            source.fill(step, &mut batch).unwrap();
             batch
         };
         let mut batch = second.batch();
         for step in [7, 3, 100, 0] {
-            second.fill(step, &mut batch);
+            second.fill(step, &mut batch).unwrap();
             assert_eq!(at(&first, step), batch);
             assert_ne!(at(&other, step), batch);
         }

@@ -183,8 +183,8 @@ unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut 
                 for (sixteen, into) in row[..full].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                     T::store(T::load(&*from.add(sixteen * LANES).cast::<Lanes>()), into);
                 }
-                for column in full..width {
-                    row[column] = *from.add(column);
+                for (column, into) in (full..width).zip(&mut row[full..]) {
+                    *into = *from.add(column);
                 }
             }
             return;
@@ -198,8 +198,9 @@ unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut 
             }
         }
         for (p, row) in panel.chunks_exact_mut(padded).take(rows).enumerate() {
-            for column in if p < whole { full } else { 0 }..width {
-                row[column] = *b.start.add(p * b.row_stride + column * b.column_stride);
+            let first = if p < whole { full } else { 0 };
+            for (column, into) in (first..width).zip(&mut row[first..]) {
+                *into = *b.start.add(p * b.row_stride + column * b.column_stride);
             }
         }
     }

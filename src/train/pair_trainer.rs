@@ -292,7 +292,7 @@ impl Engine {
             PairSummary { steps: self.steps, stopped: false, last: None, pairs: 0, training_time: Duration::ZERO };
         while self.steps < last_step {
             let start = Instant::now();
-            source.fill(self.steps, &mut batch);
+            source.fill(self.steps, &mut batch)?;
             let report = self.step(&batch)?;
             summary.training_time += start.elapsed();
             summary.pairs += report.pairs;

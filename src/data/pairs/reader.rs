@@ -143,7 +143,7 @@ impl PairReader {
     /// file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::InvalidRow`] with the file, the row and what is wrong with it. Reading can go on after
+    /// [`Error::Io`]; [`Error::InvalidPair`] with the file, the row and what is wrong with it. Reading can go on after
     /// that with the next row, unless it was too long.
     pub fn read(&mut self, texts: &mut Vec<String>) -> Result<bool> {
         while self.next_line()? {
@@ -199,7 +199,7 @@ impl PairReader {
     }
 
     fn invalid(&self, problem: RowProblem) -> Error {
-        Error::InvalidRow { path: self.path.clone(), row: self.row, problem }
+        Error::InvalidPair { path: self.path.clone(), row: self.row, problem }
     }
 }
 
@@ -233,7 +233,7 @@ mod tests {
             match reader.read(&mut texts) {
                 Ok(true) => found.pairs.push(texts.clone()),
                 Ok(false) => return found,
-                Err(Error::InvalidRow { path, row, problem }) => {
+                Err(Error::InvalidPair { path, row, problem }) => {
                     assert_eq!(path, file.path());
                     found.problems.push((row, problem));
                 }

@@ -149,6 +149,20 @@ impl PairStore {
         &self.tokens
     }
 
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`](crate::data::TokenStore::copy_to).
+    ///
+    /// # Panics
+    /// As [`range`](Self::range).
+    pub fn text(&self, pair: usize, text: usize) -> Result<Vec<u32>> {
+        let range = self.range(pair, text);
+        let mut ids = vec![0; range.len()];
+        self.tokens().copy_to(range.start, &mut ids)?;
+        Ok(ids)
+    }
+
     /// Where in [`tokens`](Self::tokens) text `text` of pair `pair` lies: 0 is the query, 1 the document, hard negatives
     /// follow.
     ///
@@ -197,7 +211,7 @@ mod tests {
         let text = |pair, text| {
             let range = store.range(pair, text);
             let mut ids = vec![0; range.len()];
-            store.tokens().copy_to(range.start, &mut ids);
+            store.tokens().copy_to(range.start, &mut ids).unwrap();
             Tokenizer::byte().decode(&ids)
         };
         assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
@@ -220,7 +234,7 @@ mod tests {
         assert_eq!((first.range(0, 0), first.range(0, 1)), (0..2, 2..3));
         assert_eq!((second.range(0, 0), second.range(0, 1)), (3..3, 3..6));
         let mut ids = [0; 3];
-        second.tokens().copy_to(3, &mut ids);
+        second.tokens().copy_to(3, &mut ids).unwrap();
         assert_eq!(ids, [4, 5, 6]);
     }
 }

@@ -18,28 +18,22 @@ impl PairEncoder {
     /// no part. No pairs have the shares 0.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange).
+    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange), and those of [`PairStore::text`].
     pub fn recall(&self, pairs: &PairStore, ranks: &[usize], parallelism: Parallelism) -> Result<Vec<f64>> {
-        let texts = |pairs_of: std::ops::Range<usize>, text: usize| -> TokenRows {
-            let read = |pair| {
-                let range = pairs.range(pair, text);
-                let mut ids = vec![0; range.len()];
-                pairs.tokens().copy_to(range.start, &mut ids);
-                ids
-            };
-            pairs_of.map(read).collect()
+        let texts = |pairs_of: std::ops::Range<usize>, text: usize| -> Result<TokenRows> {
+            Ok(pairs_of.map(|pair| pairs.text(pair, text)).collect::<Result<Vec<_>>>()?.into_iter().collect())
         };
         let encode = |texts: &TokenRows| -> Result<Array2<f32>> {
             let mut vectors = Array2::zeros((texts.len(), self.config.dim));
             self.encode_into(texts, vectors.view_mut(), parallelism)?;
             Ok(vectors)
         };
-        let documents = encode(&texts(0..pairs.len(), 1))?;
+        let documents = encode(&texts(0..pairs.len(), 1)?)?;
         let mut scores = Array2::zeros((CHUNK.min(pairs.len()), pairs.len()));
         let mut found = vec![0u64; ranks.len()];
         for start in (0..pairs.len()).step_by(CHUNK) {
             let end = (start + CHUNK).min(pairs.len());
-            let queries = encode(&texts(start..end, 0))?;
+            let queries = encode(&texts(start..end, 0)?)?;
             let mut scores = scores.slice_mut(s![..end - start, ..]);
             gemm(1.0, queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
             for (pair, row) in (start..end).zip(scores.rows()) {
