@@ -1,6 +1,6 @@
 //! How long a save beside training holds up the step that starts it, against a copy of the state.
 //!
-//! `cargo bench --bench saving`. A model of 4.9 million parameters, 60 steps, a save every tenth; medians.
+//! `cargo bench --bench saving`. A model of the preset `small`, 60 steps, a save every tenth; medians.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;

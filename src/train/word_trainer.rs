@@ -96,7 +96,8 @@ impl WordTrainer {
     /// A trainer with new tables for `vocabulary`, and its worker threads.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if a value is not valid; [`Error::Threads`] if the threads cannot be started.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if a value is not valid;
+    /// [`Error::Threads`](crate::Error::Threads) if the threads cannot be started.
     pub fn new(vocabulary: WordVocabulary, config: WordTrainingConfig) -> Result<Self> {
         let model = SkipGram::new(vocabulary.len(), &config)?;
         let pool = rayon::ThreadPoolBuilder::new()
@@ -113,10 +114,11 @@ impl WordTrainer {
     /// `on_progress` is called on a worker thread every 130 thousand words of a worker or so, and may stop the run.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or was cut; some words of it may then be passed
-    /// over if the run is continued, unless it is resumed from its last checkpoint. [`Error::NonFinite`] if the loss of a
-    /// block is not finite, and then the block is left out. [`Error::Differences`] if the trainer was resumed and
-    /// `corpus` is not the text of its checkpoint. Those of saving (see [`WordTrainer::save_to`]).
+    /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or
+    /// was cut; some words of it may then be passed over if the run is continued, unless it is resumed from its last
+    /// checkpoint. [`Error::NonFinite`](crate::Error::NonFinite) if the loss of a block is not finite, and then the block is
+    /// left out. [`Error::Differences`](crate::Error::Differences) if the trainer was resumed and `corpus` is not the text
+    /// of its checkpoint. Those of saving (see [`WordTrainer::save_to`]).
     pub fn run(
         &mut self,
         corpus: &TextFiles,
