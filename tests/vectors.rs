@@ -293,8 +293,8 @@ fn a_bad_row_is_named() {
 
     let binary = VectorFormat::Word2vecBinary;
     let row = |word: &[u8], value: f32| [word, b" ", &value.to_le_bytes(), &1f32.to_le_bytes()].concat();
-    let file = |word: &[u8], value: f32| [b"2 2\n", &row(b"a", 1.0)[..], &row(word, value)].concat();
-    assert_eq!(parse(binary, &file(b"b", 5.0), b"", "no line ends").unwrap().word(1), "b");
+    let file = |word: &[u8], value: f32| [b"2 2\n", &row(b"a", 1.0)[..], &row(word, value), b"\n"].concat();
+    assert_eq!(parse(binary, &file(b"b", 5.0), b"", "no line end between rows").unwrap().word(1), "b");
     names(binary, &file(b"b", f32::NAN), b"", 2, "value 1 is NaN");
     names(binary, &file(b"b", f32::INFINITY), b"", 2, "value 1 is inf");
     names(binary, &file(b"", 1.0), b"", 2, "the word is empty");

@@ -52,12 +52,12 @@ struct Encoder {
 /// use cllm::models::similarity::SimilarityModel;
 /// use ndarray::array;
 /// # fn main() -> cllm::Result<()> {
-/// let config = SimilarityConfig { vocabulary_size: 6, dim: 8, learning_rate: 0.05, ..Default::default() };
+/// let config = SimilarityConfig { vocabulary_size: 6, dim: 16, learning_rate: 0.01, ..Default::default() };
 /// let mut model = SimilarityModel::new(config)?;
 /// // Tokens 0 to 2 belong together, and so do 3 to 5.
 /// let (inputs, targets) = (array![[0, 1, 2, 0], [3, 4, 5, 4]], array![[1, 2, 0, 2], [4, 5, 3, 3]]);
 /// let first = model.step(inputs.view(), targets.view())?;
-/// let last = (0..50).try_fold(first, |_, _| model.step(inputs.view(), targets.view()))?;
+/// let last = (0..300).try_fold(first, |_, _| model.step(inputs.view(), targets.view()))?;
 /// assert!(last < first);
 /// # Ok(())
 /// # }
