@@ -283,6 +283,10 @@ mod tests {
         for (length, ending) in [(98, "\n"), (98, "\r\n"), (98, "")] {
             let line = format!("q\t{}{ending}", "d".repeat(length));
             assert_eq!(read(line.as_bytes(), PairFormat::Tsv, 0).pairs.len(), 1);
+            if !ending.is_empty() {
+                let found = read(format!("{line}bad").as_bytes(), PairFormat::Tsv, 0);
+                assert_eq!(found.problems, [(2, RowProblem::TooFewTexts { expected: 2, found: 1 })], "{ending:?}");
+            }
             let line = format!("a\tb\nq\t{}{ending}", "d".repeat(length + 1));
             let found = read(line.as_bytes(), PairFormat::Tsv, 0);
             assert_eq!(found.problems.first(), Some(&(2, RowProblem::TooLong { maximum: 100 })), "{ending:?}");
