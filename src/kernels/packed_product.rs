@@ -37,6 +37,12 @@ fn with_panel<R>(run: impl FnOnce(&mut [f32]) -> R) -> R {
     PANEL.with_borrow_mut(|panel| run(panel.get_or_insert_with(|| AlignedBuffer::zeros(INNER * COLUMNS))))
 }
 
+/// Bytes that each thread keeps for its panel.
+#[must_use]
+pub(crate) fn panel_bytes() -> usize {
+    if is_fast() { size_of::<f32>() * INNER * COLUMNS } else { 0 }
+}
+
 /// Allocates this thread's panel, which its first product would otherwise do.
 pub(crate) fn prepare_thread() {
     if is_fast() {

@@ -12,8 +12,8 @@
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use super::profile::counted;
-pub(crate) use crate::kernels::packed_product::prepare_thread;
 use crate::kernels::packed_product::{Start, is_fast, packed_product};
+pub(crate) use crate::kernels::packed_product::{panel_bytes, prepare_thread};
 use crate::parallel::Parallelism;
 
 /// What a product does with the former content of its output (the β of BLAS).

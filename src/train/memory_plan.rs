@@ -5,6 +5,7 @@ use super::shard::Shard;
 use super::trainer::check;
 use crate::Result;
 use crate::config::{OnNonFinite, TrainingConfig, TransformerConfig};
+use crate::linalg::gemm::panel_bytes;
 use crate::memory::Room;
 use crate::models::transformer::{Rooms, layout};
 use crate::optim::OptimizerState;
@@ -65,13 +66,16 @@ impl MemoryPlan {
         let optimizer_buffers = OptimizerState::buffers(training);
         let snapshots = training.save_interval.is_some() || training.on_non_finite == OnNonFinite::RollBack;
         let evaluation_tokens = training.batch_size.saturating_mul(training.sequence_length);
+        let evaluation_batch = evaluation_tokens.saturating_mul(2 * size_of::<u32>());
+        // The thread that builds the trainer has one too: it checks BLAS.
+        let panels = panel_bytes().saturating_mul(training.workers + 1);
         Ok(Self {
             parameters: buffer,
             gradients: buffer.saturating_mul(shards),
             optimizer_state: buffer.saturating_mul(optimizer_buffers),
             snapshot: if snapshots { buffer.saturating_mul(1 + optimizer_buffers) } else { 0 },
             activations: rooms.activations.bytes(),
-            scratch: rooms.scratch.bytes().saturating_add(evaluation_tokens.saturating_mul(2 * size_of::<u32>())),
+            scratch: rooms.scratch.bytes().saturating_add(evaluation_batch).saturating_add(panels),
             runtime: (2 + training.workers) << 19,
         })
     }
