@@ -3,7 +3,10 @@
 
 use std::cell::Cell;
 
-use ndarray::{Array2, Array3};
+use ndarray::{Array, Array1, Array2, Array3, Dimension, IntoDimension, s};
+
+/// Bytes in a cache line: a vector register that is loaded from across two lines takes twice the time.
+const ALIGNMENT: usize = 64;
 
 /// Gives buffers of zeros and counts their bytes.
 #[derive(Debug, Default)]
@@ -37,14 +40,25 @@ impl Room {
     }
 
     pub fn matrix(&self, rows: usize, columns: usize) -> Array2<f32> {
-        Array2::zeros((self.count::<f32>(&[rows, columns]), columns))
+        let rows = self.count::<f32>(&[rows, columns]);
+        if self.measuring { Array2::zeros((0, 0)) } else { zeros((rows, columns)) }
     }
 
     pub fn tensor(&self, parts: usize, rows: usize, columns: usize) -> Array3<f32> {
         let parts = self.count::<f32>(&[parts, rows, columns]);
         // An empty array's other sides must not overflow either.
-        if self.measuring { Array3::zeros((0, 0, 0)) } else { Array3::zeros((parts, rows, columns)) }
+        if self.measuring { Array3::zeros((0, 0, 0)) } else { zeros((parts, rows, columns)) }
     }
+}
+
+/// An array of zeros that begins on a cache line.
+fn zeros<D: Dimension>(shape: impl IntoDimension<Dim = D>) -> Array<f32, D> {
+    let shape = shape.into_dimension();
+    let length = shape.size();
+    let values = vec![0.0; length + ALIGNMENT / size_of::<f32>()];
+    let start = values.as_ptr().align_offset(ALIGNMENT);
+    let values = Array1::from_vec(values).slice_move(s![start..start + length]);
+    values.into_shape_with_order(shape).expect("the length is the shape's")
 }
 
 #[cfg(test)]
@@ -62,6 +76,19 @@ mod tests {
         assert_eq!(fill(&measured), (0, 0, 0));
         assert_eq!(allocated.bytes(), 8 * 3 + 4 * 35 + 4 * 24);
         assert_eq!(measured.bytes(), allocated.bytes());
+    }
+
+    #[test]
+    fn arrays_begin_on_a_cache_line_and_hold_zeros() {
+        let room = Room::default();
+        for columns in [1, 7, 100_000] {
+            let (matrix, tensor) = (room.matrix(3, columns), room.tensor(2, 3, columns));
+            for start in [matrix.as_ptr(), tensor.as_ptr()] {
+                assert_eq!(start as usize % ALIGNMENT, 0);
+            }
+            assert!(matrix.as_slice().is_some_and(|values| values.iter().all(|&value| value == 0.0)));
+            assert_eq!(tensor.as_slice().map(<[f32]>::len), Some(6 * columns));
+        }
     }
 
     #[test]
