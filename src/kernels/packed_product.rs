@@ -143,7 +143,7 @@ pub(crate) fn packed_product(
         Start::Output | Start::Row(_) => &addends[..1],
         Start::RowAndMatrix(..) => &addends[..],
     };
-    let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0) };
+    let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0), is_far: true };
     with_panel(|panel| blocks(factor(&a), factor(&b), c, (rows, inner, columns), panel));
 }
 
@@ -253,7 +253,8 @@ unsafe fn multiply<T: Target>(a: Factor, panel: &[f32], c: Output<'_>, (rows, in
         let mut tile = [[0.0; LANES]; HIGHEST];
         for row in (0..rows).step_by(HIGHEST) {
             let count = HIGHEST.min(rows - row);
-            let into = Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0) };
+            let into =
+                Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0), is_far: false };
             product::<T>(a.from(row, 0), (b.add(full * LANES), padded), into, (count, inner, 1));
             for (i, sums) in tile[..count].iter().enumerate() {
                 for (column, &sum) in (full * LANES..width).zip(sums) {

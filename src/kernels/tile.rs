@@ -50,6 +50,8 @@ pub(super) struct Output<'a> {
     pub addends: &'a [Addend],
     /// The row and the column of the addends that belong to `start`.
     pub at: (usize, usize),
+    /// Whether it may lie outside of the caches when it is written.
+    pub is_far: bool,
 }
 
 impl Output<'_> {
@@ -101,12 +103,13 @@ unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize>(
     inner: usize,
 ) {
     let mut sums = [[T::splat(0.0); SIXTEENS]; ROWS];
-    // What is written at the end may by then have come from memory.
-    unroll!(ROWS, row, {
-        unroll!(SIXTEENS, sixteen, {
-            prefetch_for_write(c.start.wrapping_add(row * c.row_stride + sixteen * LANES));
+    if c.is_far {
+        unroll!(ROWS, row, {
+            unroll!(SIXTEENS, sixteen, {
+                prefetch_for_write(c.start.wrapping_add(row * c.row_stride + sixteen * LANES));
+            });
         });
-    });
+    }
     for p in 0..inner {
         // SAFETY: p is below `inner`, and the indices below ROWS and SIXTEENS: the caller vouches for what they address.
         unsafe {
