@@ -15,6 +15,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use super::dispatch::{InstructionSet, Target, instruction_set, kernel};
 use super::lanes::{LANES, Lanes};
 use super::tile::{Addend, Factor, Output, WIDEST, product};
+use super::transpose::transpose_square;
 use crate::params::AlignedBuffer;
 
 /// Rows of B in a panel, and columns of it.
@@ -200,7 +201,11 @@ unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut 
         for column in (0..full).step_by(LANES) {
             for p in (0..whole).step_by(LANES) {
                 let from = b.start.add(p + column * b.column_stride);
-                transpose_square::<T>((from, b.column_stride), &mut panel[p * padded + column..], padded);
+                let rows = std::array::from_fn(|row| T::load(&*from.add(row * b.column_stride).cast::<Lanes>()));
+                for (row, lanes) in transpose_square::<T>(rows).into_iter().enumerate() {
+                    let into = panel[(p + row) * padded + column..].first_chunk_mut();
+                    T::store(lanes, into.expect("the panel has room for the square"));
+                }
             }
         }
         for (p, row) in panel.chunks_exact_mut(padded).take(rows).enumerate() {
@@ -209,28 +214,6 @@ unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut 
                 *into = *b.start.add(p * b.row_stride + column * b.column_stride);
             }
         }
-    }
-}
-
-/// Transposes 16 × 16 floats: to interleave the first half of an array with its second, element by element, is to rotate
-/// the bits of every index by one, and four such passes exchange the row's number with the column's.
-///
-/// # Safety
-/// 16 rows of 16 floats can be read.
-#[inline(always)]
-unsafe fn transpose_square<T: Target>((from, stride): (*const f32, usize), into: &mut [f32], into_stride: usize) {
-    // SAFETY: as above.
-    let mut rows: [T::Vector; LANES] =
-        std::array::from_fn(|row| T::load(unsafe { &*from.add(row * stride).cast::<Lanes>() }));
-    for _ in 0..4 {
-        let former = rows;
-        for i in 0..LANES / 2 {
-            [rows[2 * i], rows[2 * i + 1]] = T::interleave(former[i], former[i + LANES / 2]);
-        }
-    }
-    for (row, vector) in rows.into_iter().enumerate() {
-        let into = into[row * into_stride..].first_chunk_mut::<LANES>().expect("the panel has room for the square");
-        T::store(vector, into);
     }
 }
 

@@ -110,7 +110,6 @@ pub(crate) struct Block {
     /// C × rows.
     contexts_transposed: AlignedBuffer,
     negatives_transposed: AlignedBuffer,
-    scratch: AlignedBuffer,
     /// T × (K + band), or T × (K + 16) for CBOW: scores, then their gradient.
     scores: AlignedBuffer,
 }
@@ -154,7 +153,6 @@ impl Block {
             target_weights: vec![0.0; of_cbow * shape.centres * LANES],
             contexts_transposed: rows(of_skip_gram * shape.contexts),
             negatives_transposed: rows(shape.negatives),
-            scratch: rows(2 * LANES),
             scores: AlignedBuffer::zeros(shape.centres * (shape.negatives + width)),
         }
     }
@@ -181,7 +179,7 @@ impl Block {
         gather(output, windows.contexts(), &mut self.contexts, shape);
         gather(output, windows.negatives(), &mut self.negatives, shape);
 
-        transpose(&self.contexts, stride, &mut self.scratch, &mut self.contexts_transposed, shape.contexts);
+        transpose(&self.contexts, stride, &mut self.contexts_transposed, shape.contexts);
         prefetch(output, windows.next_negatives());
         self.score_negatives(width);
         prefetch(input, self.windows.next_centres());
@@ -275,7 +273,7 @@ impl Block {
     /// The scores of the queries against the negatives, into rows of `width` scores.
     fn score_negatives(&mut self, width: usize) {
         let Shape { dim, stride, centres, negatives, .. } = self.shape;
-        transpose(&self.negatives, stride, &mut self.scratch, &mut self.negatives_transposed, negatives);
+        transpose(&self.negatives, stride, &mut self.negatives_transposed, negatives);
         let queries = Strided { values: &self.queries, row_stride: stride, column_stride: 1 };
         let scores = (&mut self.scores[..], width);
         small_product(queries, (&self.negatives_transposed, negatives), scores, (centres, dim, negatives), false);
