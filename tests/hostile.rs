@@ -1,11 +1,10 @@
 //! Damaged and lying files: every reader answers with a typed error, does not panic, does not ask for more memory than
 //! the file and a stated bound, and leaves nothing half-loaded.
-#![allow(unsafe_code)]
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,47 +13,8 @@ use cllm::checkpoint::Checkpoint;
 use cllm::data::{TokenStore, TokenWriter, Tokenizer};
 use cllm::train::ResumeOptions;
 use cllm::{Error, Trainer, Transformer};
+use counting::peak_of;
 use support::{VOCABULARY, model_config, run_to, source, source_of, tokens, trainer, training_config};
-
-/// Counts what the threads of these tests hold.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    let held = HELD.get() + bytes;
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most bytes that `work` held at once on this thread.
-fn peak_of<R>(work: impl FnOnce() -> R) -> (R, usize) {
-    let before = HELD.get();
-    PEAK.set(before);
-    let result = work();
-    (result, (PEAK.get() - before) as usize)
-}
 
 /// What a reader may take beside the size of its file.
 const SMALL: usize = 1 << 20;

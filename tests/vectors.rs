@@ -1,47 +1,16 @@
 //! Files of word vectors: what is written is read again; damaged and lying files give a typed error that names the row,
 //! without a panic, without more memory than the file and a stated bound, and with nothing half-loaded.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "support/counting.rs"]
+mod counting;
+
 use std::fs;
 use std::path::Path;
 
 use cllm::export::{self, VectorFormat, npy, safetensors, word2vec};
 use cllm::{Error, Result, WordVectors};
+use counting::peak_of;
 use ndarray::{Array2, array};
-
-/// Counts what the threads of these tests hold.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    let held = HELD.get() + bytes;
-    HELD.set(held);
-    PEAK.set(PEAK.get().max(held));
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// What a reader may take beside twice the size of its file; its words are few here.
 const BOUND: usize = 1 << 18;
@@ -64,15 +33,12 @@ fn bytes_of(format: VectorFormat, vectors: &WordVectors) -> (Vec<u8>, Vec<u8>) {
 
 /// Reads a file's content, and holds the reader to its bound and to typed errors.
 fn parse(format: VectorFormat, bytes: &[u8], words: &[u8], case: &str) -> Result<WordVectors> {
-    let before = HELD.get();
-    PEAK.set(before);
-    let result = match format {
+    let (result, peak) = peak_of(|| match format {
         VectorFormat::Word2vecText => word2vec::parse_text(bytes),
         VectorFormat::Word2vecBinary => word2vec::parse_binary(bytes),
         VectorFormat::Npy => npy::parse(bytes, words),
         VectorFormat::Safetensors => safetensors::parse(bytes),
-    };
-    let peak = (PEAK.get() - before) as usize;
+    });
     let bound = 2 * (bytes.len() + words.len()) + BOUND;
     assert!(peak <= bound, "{format:?}, {case}: {peak} bytes were taken, {bound} are allowed");
     if let Err(error) = &result {

@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// The longest line that is read, unless [`PairReader::with_maximum_line`] says otherwise.
 pub const MAXIMUM_LINE_BYTES: usize = 1 << 20;
 
+/// Characters of what serde_json says is wrong with a line.
+const LONGEST_MESSAGE: usize = 200;
+
 /// How a file of pairs is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairFormat {
@@ -92,6 +95,9 @@ struct JsonPair<'a> {
 /// the numbers of rows that errors name, which begin at 1. Nothing else is changed about a text: blanks around it stay.
 /// A pair with more hard negatives than asked for loses the last ones.
 ///
+/// Beside the texts, memory is taken for one line and what it holds, however long the file: at most 32 bytes for each byte
+/// that a line may have, and a buffer of 64 KiB.
+///
 /// ```
 /// use cllm::data::{PairFormat, PairReader};
 /// # let folder = tempfile::tempdir().unwrap();
@@ -113,6 +119,8 @@ pub struct PairReader {
     maximum: usize,
     line: Vec<u8>,
     row: u64,
+    /// Whether the last line was too long, and its end was not read.
+    cut: bool,
 }
 
 impl PairReader {
@@ -124,7 +132,8 @@ impl PairReader {
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
         let reader = BufReader::with_capacity(1 << 16, file);
-        Ok(Self { path, reader, format, hard_negatives, maximum: MAXIMUM_LINE_BYTES, line: Vec::new(), row: 0 })
+        let (line, row, cut) = (Vec::new(), 0, false);
+        Ok(Self { path, reader, format, hard_negatives, maximum: MAXIMUM_LINE_BYTES, line, row, cut })
     }
 
     /// Refuses lines of more than `bytes` bytes, the line's end not counted.
@@ -144,7 +153,7 @@ impl PairReader {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InvalidPair`] with the file, the row and what is wrong with it. Reading can go on after
-    /// that with the next row, unless it was too long.
+    /// that with the next row.
     pub fn read(&mut self, texts: &mut Vec<String>) -> Result<bool> {
         while self.next_line()? {
             let line = std::str::from_utf8(&self.line).map_err(|error| {
@@ -159,8 +168,7 @@ impl PairReader {
             let found = match self.format {
                 PairFormat::Tsv => copy(line.split('\t'), texts),
                 PairFormat::JsonLines => {
-                    let pair: JsonPair<'_> = serde_json::from_str(line)
-                        .map_err(|error| self.invalid(RowProblem::Json(error.to_string())))?;
+                    let pair = parse_json(line).map_err(|problem| self.invalid(RowProblem::Json(problem)))?;
                     let negatives = pair.negatives.iter().map(AsRef::as_ref);
                     copy([&*pair.query, &*pair.document].into_iter().chain(negatives), texts)
                 }
@@ -179,6 +187,9 @@ impl PairReader {
     /// Reads the next line without its end; `false` if there is none.
     fn next_line(&mut self) -> Result<bool> {
         self.line.clear();
+        if std::mem::take(&mut self.cut) {
+            self.reader.skip_until(b'\n').map_err(Error::io(&self.path))?;
+        }
         // Room for the line's end, and a byte to see that it is too long.
         let limit = self.maximum.saturating_add(3) as u64;
         let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.line).map_err(Error::io(&self.path))?;
@@ -186,13 +197,15 @@ impl PairReader {
             return Ok(false);
         }
         self.row += 1;
-        if self.line.ends_with(b"\n") {
+        let ended = self.line.ends_with(b"\n");
+        if ended {
             self.line.pop();
         }
         if self.line.ends_with(b"\r") {
             self.line.pop();
         }
         if self.line.len() > self.maximum {
+            self.cut = !ended;
             return Err(self.invalid(RowProblem::TooLong { maximum: self.maximum }));
         }
         Ok(true)
@@ -201,6 +214,22 @@ impl PairReader {
     fn invalid(&self, problem: RowProblem) -> Error {
         Error::InvalidPair { path: self.path.clone(), row: self.row, problem }
     }
+}
+
+/// Parses an object, or says what is wrong with it.
+fn parse_json(line: &str) -> std::result::Result<JsonPair<'_>, String> {
+    // An array of texts would do as well otherwise.
+    if !line.trim_start().starts_with('{') {
+        return Err("not a JSON object".into());
+    }
+    serde_json::from_str(line).map_err(|error| {
+        // It may quote a text of any length.
+        let (message, column) = (error.to_string(), error.column());
+        match message.char_indices().nth(LONGEST_MESSAGE) {
+            Some((end, _)) => format!("{}… at column {column}", &message[..end]),
+            None => message,
+        }
+    })
 }
 
 /// Overwrites `into` with as many texts as it has; returns how many there were, up to that.
@@ -276,6 +305,8 @@ mod tests {
         assert_eq!(found.pairs.len(), 1);
         let found = read(b"{\"query\":\"q\",\"document\":\"d\",\"negatives\":[\"n\"]}", PairFormat::JsonLines, 2);
         assert_eq!(found.problems, [(1, RowProblem::TooFewTexts { expected: 4, found: 3 })]);
+        let found = read(b" [\"q\",\"d\"]\n", PairFormat::JsonLines, 0);
+        assert_eq!(found.problems, [(1, RowProblem::Json("not a JSON object".into()))]);
     }
 
     #[test]
@@ -287,9 +318,13 @@ mod tests {
                 let found = read(format!("{line}bad").as_bytes(), PairFormat::Tsv, 0);
                 assert_eq!(found.problems, [(2, RowProblem::TooFewTexts { expected: 2, found: 1 })], "{ending:?}");
             }
-            let line = format!("a\tb\nq\t{}{ending}", "d".repeat(length + 1));
-            let found = read(line.as_bytes(), PairFormat::Tsv, 0);
-            assert_eq!(found.problems.first(), Some(&(2, RowProblem::TooLong { maximum: 100 })), "{ending:?}");
+            for more in [1, 2, 3, 4, 500] {
+                let line = format!("a\tb\nq\t{}{ending}", "d".repeat(length + more));
+                let next = if ending.is_empty() { "" } else { "c\td\n" };
+                let found = read(format!("{line}{next}").as_bytes(), PairFormat::Tsv, 0);
+                assert_eq!(found.problems, [(2, RowProblem::TooLong { maximum: 100 })], "{more}, {ending:?}");
+                assert_eq!(found.pairs.len(), 1 + usize::from(!next.is_empty()), "{more}, {ending:?}");
+            }
         }
     }
 

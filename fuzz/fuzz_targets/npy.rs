@@ -1,0 +1,9 @@
+//! Feeds arbitrary bytes to the reader `npy`.
+#![no_main]
+
+#[allow(dead_code)]
+mod readers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = readers::npy(&readers::folder(), bytes);
+});
