@@ -28,6 +28,7 @@ pub(crate) mod header;
 mod manifest;
 mod reader;
 mod run_folder;
+pub(crate) mod saving;
 mod snapshot;
 pub mod tensors;
 

@@ -11,7 +11,7 @@ mod pair_trainer;
 mod recovery;
 mod reduction;
 mod report;
-mod saving;
+mod run_data;
 mod shard;
 mod trainer;
 mod word_checkpointing;
