@@ -7,6 +7,7 @@
 mod checkpointing;
 mod engine;
 mod memory_plan;
+mod pair_checkpointing;
 mod pair_trainer;
 mod recovery;
 mod reduction;
