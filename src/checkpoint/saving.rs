@@ -7,6 +7,11 @@ use super::{Manifest, NamedFile, NamedStore, RunFolder, Saver, Snapshot, check_f
 use crate::Result;
 use crate::params::ParameterLayout;
 
+/// Names of stores that most trainers have.
+pub(crate) const MODEL: &str = "model";
+pub(crate) const FIRST_MOMENTS: &str = "first_moments";
+pub(crate) const SECOND_MOMENTS: &str = "second_moments";
+
 /// What goes into a checkpoint of a trainer.
 pub(crate) struct State<'a> {
     pub manifest: Manifest,

@@ -10,7 +10,7 @@ use super::run_data::Recorded;
 use super::trainer::Trainer;
 use crate::Result;
 use crate::checkpoint::difference::{self, refuse};
-use crate::checkpoint::saving::{Saving, State};
+use crate::checkpoint::saving::{FIRST_MOMENTS, MODEL, SECOND_MOMENTS, Saving, State};
 use crate::checkpoint::{Accept, Checkpoint, DataRecord, Difference, Manifest, NamedStore, to_map};
 use crate::config::{TrainingConfig, TransformerConfig};
 use crate::data::SequenceSource;
@@ -20,9 +20,6 @@ use crate::optim::LearningRate;
 /// The kind of checkpoint that this trainer writes.
 const KIND: &str = "transformer";
 
-pub(super) const MODEL: &str = "model";
-pub(super) const FIRST_MOMENTS: &str = "first_moments";
-pub(super) const SECOND_MOMENTS: &str = "second_moments";
 const AVERAGE: &str = "average";
 
 impl Recorded for SequenceSource {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::checkpointing::{FIRST_MOMENTS, MODEL, SECOND_MOMENTS, schedule_steps};
+use super::checkpointing::schedule_steps;
 use super::pair_trainer::{Engine, PairTrainer};
 use super::run_data::Recorded;
 use crate::checkpoint::difference::{self, refuse};
-use crate::checkpoint::saving::{Saving, State};
+use crate::checkpoint::saving::{FIRST_MOMENTS, MODEL, SECOND_MOMENTS, Saving, State};
 use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, to_map};
 use crate::config::PairTrainingConfig;
 use crate::data::PairSource;
