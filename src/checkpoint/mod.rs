@@ -9,6 +9,7 @@
 //!       first_moments.safetensors   AdamW's, or SGD's momentum
 //!       second_moments.safetensors  AdamW's
 //!       average.safetensors         the moving average of the weights, if one is kept
+//!       row_updates.u32             how often each row was updated, in the training of text encoders
 //!       manifest.json               step, schedule, seed, settings, data, machine, and a checksum of each tensor
 //!     latest                        the name of the last checkpoint
 //! ```
