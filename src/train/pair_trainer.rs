@@ -78,6 +78,8 @@ impl PairSummary {
 /// A step updates the rows of the tokens in its batch and no others. Moments and weight decay of the others wait: each row
 /// is updated by AdamW over the steps that touch it, with bias corrections by their number.
 ///
+/// [`save`](Self::save) and [`resume`](Self::resume) take a run up again, exactly.
+///
 /// ```
 /// use cllm::config::{PairEncoderConfig, PairTrainingConfig};
 /// use cllm::data::{PairSource, PairStoreBuilder};

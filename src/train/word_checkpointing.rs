@@ -10,7 +10,7 @@ use super::run_data::{Recorded, RunData};
 use super::word_trainer::WordTrainer;
 use super::word_worker::WorkerPlace;
 use crate::checkpoint::difference::{self, refuse};
-use crate::checkpoint::saving::State;
+use crate::checkpoint::saving::{MODEL, State};
 use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, to_map};
 use crate::config::WordTrainingConfig;
 use crate::data::{TextFiles, WordSplit, WordVocabulary};
@@ -20,7 +20,6 @@ use crate::{Error, Result};
 /// The kind of checkpoint that this trainer writes.
 const KIND: &str = "words";
 
-const TABLES: &str = "model";
 const VOCABULARY: &str = "vocabulary.txt";
 const WORKERS: &str = "workers";
 
@@ -123,7 +122,7 @@ impl WordTrainer {
             return Err(Error::invalid_file(path, problem));
         }
         let mut trainer = Self::new(vocabulary, config)?;
-        let tables = checkpoint.load(TABLES, trainer.model.layout())?;
+        let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
         trainer.places = places;
         trainer.data.text.expect(manifest.data.clone(), accept);
@@ -177,7 +176,7 @@ impl WordData {
         State {
             manifest,
             layout: model.layout(),
-            stores: vec![(TABLES, model.parameters())],
+            stores: vec![(MODEL, model.parameters())],
             files: vec![(VOCABULARY, Arc::clone(vocabulary))],
             keep: config.keep_checkpoints,
         }
