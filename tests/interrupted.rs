@@ -320,10 +320,11 @@ fn an_interrupted_run_saves_says_so_and_goes_on_to_the_same_bytes() {
     assert!(model(folder, "run") == model(folder, "whole"), "{first} and {second} steps");
 }
 
-/// Interrupts a run of `flags` after its first checkpoint, which it writes every `unit`s, and lets it go on; its name.
+/// Interrupts a run with `flags` after its first checkpoint, at some `unit`, and lets it go on; returns its name.
 fn interrupted_and_resumed(
     folder: &Path,
-    (new, resume): (fn(&Path, &str, &str) -> Command, fn(&Path, &str, &[&str]) -> Command),
+    new: fn(&Path, &str, &str) -> Command,
+    resume: fn(&Path, &str, &[&str]) -> Command,
     (unit, flags): (&str, &str),
 ) -> String {
     let saved = |name: &str| folder.join(name).join("checkpoints/latest").exists();
@@ -351,7 +352,7 @@ fn interrupted_and_resumed(
 fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let run = interrupted_and_resumed(folder, (new_words, resume_words), ("word", "--save-every 100000"));
+    let run = interrupted_and_resumed(folder, new_words, resume_words, ("word", "--save-every 100000"));
     let vectors = |name: &str| fs::read(folder.join(name).with_extension("vec")).unwrap();
     assert!(vectors(&run) == vectors("whole"));
 }
@@ -360,7 +361,7 @@ fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
 fn interrupted_text_encoders_go_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let run = interrupted_and_resumed(folder, (new_pairs, resume_pairs), ("step", "--save-every 500"));
+    let run = interrupted_and_resumed(folder, new_pairs, resume_pairs, ("step", "--save-every 500"));
     assert!(fs::read(encoder(folder, &run)).unwrap() == fs::read(encoder(folder, "whole")).unwrap());
 }
 
