@@ -3,186 +3,111 @@
 
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
-use cllm::config::{PairEncoderConfig, PairTrainingConfig};
-use cllm::data::{PairFormat, PairSource, PairStore, TokenRows, Tokenizer, TokenizerSource};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use cllm::data::{PairStore, TokenRows, Tokenizer};
 use cllm::export::sentence_transformers;
-use cllm::train::PairTrainer;
+use cllm::models::pair_encoder::PairEncoder;
+use cllm::parallel::Parallelism;
+use cllm::train::{PairSummary, PairTrainer};
 
-#[allow(dead_code)] // Without checkpoints, no run is resumed.
 #[path = "common/corpus.rs"]
 mod corpus;
+#[path = "train_pairs/flags.rs"]
+mod flags;
+#[path = "common/interrupt.rs"]
+mod interrupt;
 #[path = "common/memory.rs"]
 mod memory;
 #[path = "train_pairs/pairs.rs"]
 mod pairs;
 #[path = "common/progress.rs"]
 mod progress;
+#[path = "common/recorded.rs"]
+mod recorded;
+#[path = "common/run_folder.rs"]
+#[allow(dead_code)] // text encoders have no metrics
+mod run_folder;
+#[path = "train_pairs/setup.rs"]
+mod setup;
 
-use pairs::Pairs;
+use flags::Flags;
+use interrupt::Interrupt;
+use setup::Setup;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Trains a static text encoder on pairs of texts
-#[derive(Parser)]
-#[command(args_override_self = true)]
-struct Arguments {
-    /// Files of pairs [default: functions of the Rust sources in the local cargo registry]
-    #[arg(long, num_args = 1.., value_name = "PATH")]
-    data: Vec<PathBuf>,
-    /// tsv or jsonl [default: what a file's ending says]
-    #[arg(long, value_parser = format)]
-    format: Option<PairFormat>,
-    /// Hard negatives of each pair
-    #[arg(long, default_value_t = 0)]
-    hard_negatives: usize,
-    /// bpe:N, words:N (words alone has 30000), byte, char, or a tokenizer.json
-    #[arg(long, default_value = if cfg!(feature = "tokenizers") { "bpe:8192" } else { "byte" })]
-    tokenizer: String,
-    /// Tokens of a text that are kept
-    #[arg(long, default_value_t = 128)]
-    max_tokens: usize,
-    /// Share of the pairs, at their end, that is held out
-    #[arg(long, default_value_t = 0.1)]
-    held_out: f64,
-
-    /// Width of a vector
-    #[arg(long, default_value_t = 256)]
-    dim: usize,
-    /// Learn a weight for every token
-    #[arg(long)]
-    token_weights: bool,
-    /// Pairs in a batch
-    #[arg(long, default_value_t = 512)]
-    batch: usize,
-    #[arg(long, default_value_t = 0.05)]
-    temperature: f64,
-    /// Let documents look for their queries too
-    #[arg(long)]
-    symmetric: bool,
-    /// Widths of prefixes that are trained as vectors of their own, such as 64,128
-    #[arg(long, value_delimiter = ',', value_name = "WIDTH")]
-    matryoshka: Vec<usize>,
-    /// Passes over the pairs [default: 10, unless --steps is given]
-    #[arg(long)]
-    epochs: Option<u64>,
-    /// Updates; with --epochs, whichever ends first
-    #[arg(long)]
-    steps: Option<u64>,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 0.1)]
-    learning_rate: f64,
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |count| count.get()))]
-    workers: usize,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Write the encoder there, as sentence-transformers reads it
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one line of JSON at the end
-    #[arg(long)]
-    json: bool,
+fn main() -> ExitCode {
+    let matches = Flags::command().get_matches();
+    let flags = Flags::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    train(flags, &matches).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
 }
 
-fn format(text: &str) -> std::result::Result<PairFormat, String> {
-    match text {
-        "tsv" => Ok(PairFormat::Tsv),
-        "jsonl" => Ok(PairFormat::JsonLines),
-        _ => Err("tsv or jsonl".into()),
-    }
-}
-
-impl Arguments {
-    fn config(&self) -> PairTrainingConfig {
-        PairTrainingConfig {
-            batch_size: self.batch,
-            hard_negatives: self.hard_negatives,
-            max_tokens: self.max_tokens,
-            max_steps: self.steps,
-            epochs: self.epochs.or(if self.steps.is_none() { Some(10) } else { None }),
-            temperature: self.temperature,
-            symmetric: self.symmetric,
-            matryoshka: self.matryoshka.clone(),
-            learning_rate: self.learning_rate,
-            minimum_learning_rate: self.learning_rate / 100.0,
-            weight_decay: self.weight_decay,
-            seed: self.seed,
-            workers: self.workers,
-            ..Default::default()
-        }
-    }
-}
-
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    if !(0.0..1.0).contains(&arguments.held_out) {
-        return Err(format!("--held-out {}: a share below 1", arguments.held_out).into());
-    }
-    let config = arguments.config();
-    config.validate()?;
-    if let Some(folder) = &arguments.out
-        && folder.read_dir().is_ok_and(|mut entries| entries.next().is_some())
-    {
-        return Err(format!("{}: the folder holds something", folder.display()).into());
-    }
+fn train(given: Flags, matches: &ArgMatches) -> Result<ExitCode> {
     let mut display = progress::ProgressDisplay::new();
     let start = Instant::now();
-    let pairs = match &arguments.data[..] {
-        [] => Pairs::of_rust_sources()?,
-        paths => {
-            Pairs::Files { paths: paths.to_vec(), format: arguments.format, hard_negatives: arguments.hard_negatives }
-        }
-    };
-    let source = if arguments.tokenizer == "words" { "words:30000" } else { &arguments.tokenizer };
-    let tokenizer = pairs.tokenizer(&source.parse::<TokenizerSource>()?)?;
-    let store = pairs.tokenize(&tokenizer, arguments.max_tokens)?;
-    drop(pairs);
-    let held_out = (store.len() as f64 * arguments.held_out) as usize;
-    let (training, held_out) = store.split_at(store.len() - held_out);
-    let preparation = start.elapsed();
+    let setup = Setup::of(given, matches)?;
+    let preparation_seconds = start.elapsed().as_secs_f64();
+    let Setup { flags, folder, tokenizer, training, held_out, .. } = &setup;
     display.line(&format!(
-        "{} pairs, {} held out, vocabulary {}, {:.1} s to read them",
-        training.len(),
+        "{} pairs, {} held out, vocabulary {}, {preparation_seconds:.1} s to read them",
+        training.store().len(),
         held_out.len(),
         tokenizer.vocabulary_size(),
-        preparation.as_secs_f64()
     ));
-
-    let source = PairSource::new(training, config.batch_size, config.seed)?;
-    let encoder = PairEncoderConfig {
-        vocabulary_size: tokenizer.vocabulary_size(),
-        dim: arguments.dim,
-        token_weights: arguments.token_weights,
-    };
-    let mut trainer = PairTrainer::new(encoder, config)?;
-    let untrained = trainer.recall(&held_out, &[1, 10])?;
-    let summary = trainer.run(&source, |progress| {
+    let mut trainer = setup.trainer()?;
+    if flags.resume.is_some() {
+        display.line(&format!("resumed at step {}", trainer.steps()));
+    }
+    // Without a folder to save to, a signal ends the process as it always does.
+    let interrupt = folder.as_ref().map(|_| Interrupt::watch()).transpose()?;
+    let summary = trainer.run(training, |progress| {
         let (report, rate) = (&progress.report, progress.pairs_per_second);
         let message = format_args!("loss {:.4}, accuracy {:.3}, {rate:.0} pairs/s", report.loss, report.accuracy);
         display.update(report.step, progress.last_step, message);
-        ControlFlow::Continue(())
-    })?;
+        let stop = interrupt.as_ref().is_some_and(Interrupt::is_set);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     display.finish();
-    let recall = trainer.recall(&held_out, &[1, 10])?;
-
-    show(&trainer, &tokenizer, &held_out)?;
-    if let Some(folder) = &arguments.out {
-        sentence_transformers::write(folder, trainer.encoder(), &tokenizer)?;
+    let summary = summary.map_err(recorded::explained)?;
+    if let Some(folder) = folder {
+        if summary.pairs > 0 {
+            trainer.save(folder.path())?;
+        }
+        if summary.stopped {
+            let path = folder.path().display();
+            eprintln!("interrupted at step {}, which is saved; --resume {path} goes on", summary.steps);
+            return Ok(ExitCode::from(interrupt::SAVED));
+        }
     }
+
+    show(&trainer, tokenizer, held_out)?;
+    if let Some(folder) = &flags.out {
+        sentence_transformers::write(folder, trainer.encoder(), tokenizer)?;
+    }
+    report(&setup, &trainer, &summary, preparation_seconds)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(setup: &Setup, trainer: &PairTrainer, summary: &PairSummary, preparation_seconds: f64) -> Result<()> {
+    let Setup { flags, tokenizer, held_out, .. } = setup;
+    let untrained = PairEncoder::new(trainer.encoder().config().clone(), flags.seed)?;
+    let untrained = untrained.recall(held_out, &[1, 10], Parallelism::workers(flags.workers))?;
+    let recall = trainer.recall(held_out, &[1, 10])?;
     let seconds = summary.training_time.as_secs_f64();
-    if arguments.json {
+    if flags.json {
         let line = serde_json::json!({
             "pairs": summary.pairs, "steps": summary.steps, "vocabulary": tokenizer.vocabulary_size(),
-            "seconds": seconds, "preparation_seconds": preparation.as_secs_f64(),
+            "seconds": seconds, "preparation_seconds": preparation_seconds,
             "pairs_per_s": summary.pairs_per_second().round(), "loss": summary.last.map(|report| report.loss),
             "held_out": held_out.len(), "recall_at_1": recall[0], "recall_at_10": recall[1],
             "untrained_recall_at_1": untrained[0], "untrained_recall_at_10": untrained[1],
-            "workers": arguments.workers, "peak_rss_mb": memory::peak_rss_mb(),
+            "workers": flags.workers, "peak_rss_mb": memory::peak_rss_mb(),
         });
         println!("{line}");
     } else {

@@ -170,6 +170,18 @@ fn resume_words(folder: &Path, run: &str, flags: &[&str]) -> Command {
     command
 }
 
+/// Removes the later half of a run's checkpoints.
+fn forget_half(run: &Path) {
+    let checkpoints = run.join("checkpoints");
+    let names = fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with("step-")).collect();
+    names.sort();
+    let middle = names.len() / 2;
+    assert!(middle >= 2, "{names:?}");
+    names[middle + 1..].iter().for_each(|name| fs::remove_dir_all(checkpoints.join(name)).unwrap());
+    fs::write(checkpoints.join("latest"), format!("{}\n", names[middle])).unwrap();
+}
+
 #[test]
 fn resumed_word_embeddings_end_in_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
@@ -181,20 +193,13 @@ fn resumed_word_embeddings_end_in_the_same_bytes() {
         succeed(new_words(folder, &halves, &flags));
         let out = folder.join(&halves).with_extension("vec");
         let expected = fs::read(folder.join(&whole).with_extension("vec")).unwrap();
-        let checkpoints = folder.join(&halves).join("checkpoints");
-        let names = fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.filter(|name| name.starts_with("step-")).collect();
-        names.sort();
-        let middle = names.len() / 2;
-        assert!(middle >= 2, "{names:?}");
-        names[middle + 1..].iter().for_each(|name| fs::remove_dir_all(checkpoints.join(name)).unwrap());
-        fs::write(checkpoints.join("latest"), format!("{}\n", names[middle])).unwrap();
+        forget_half(&folder.join(&halves));
         fs::remove_file(&out).unwrap();
         let output = succeed(resume_words(folder, &halves, &["--model", model]));
         assert!(stderr(&output).contains("resumed at word "), "{}", stderr(&output));
         assert!(fs::read(&out).unwrap() == expected, "{model}");
         // Where no checkpoint was written, the run begins anew.
-        fs::remove_dir_all(&checkpoints).unwrap();
+        fs::remove_dir_all(folder.join(&halves).join("checkpoints")).unwrap();
         fs::remove_file(&out).unwrap();
         succeed(resume_words(folder, &halves, &[]));
         assert!(fs::read(&out).unwrap() == expected, "{model}");
@@ -206,6 +211,69 @@ fn resumed_word_embeddings_end_in_the_same_bytes() {
         assert!(output.status.code() == Some(1) && stderr(&output).contains(message), "{}", stderr(&output));
     }
     succeed(resume_words(folder, "cbow-whole", &["--epochs", "5"]));
+}
+
+/// A run of text encoders on lines of the corpus in `folder` and what they say.
+fn new_pairs(folder: &Path, run: &str, flags: &str) -> Command {
+    let pairs = folder.join("pairs.tsv");
+    if !pairs.exists() {
+        let lines: String =
+            (0..200).map(|line| format!("what does line {line} say\tit says {}\n", line * line % 97)).collect();
+        fs::write(&pairs, lines).unwrap();
+    }
+    let mut command = example("train_pairs");
+    command.arg("--data").arg(pairs).arg("--run").arg(folder.join(run));
+    command.arg("--out").arg(folder.join(run).with_extension("encoder"));
+    command.args("--tokenizer words:150 --dim 8 --batch 16 --workers 2 --keep 0".split(' ')).args(flags.split(' '));
+    command
+}
+
+fn resume_pairs(folder: &Path, run: &str, flags: &[&str]) -> Command {
+    let mut command = example("train_pairs");
+    command.current_dir(folder).arg("--resume").arg(run).args(flags);
+    command
+}
+
+/// What a run of text encoders wrote at its end.
+fn encoder(folder: &Path, run: &str) -> PathBuf {
+    folder.join(run).with_extension("encoder").join("0_StaticEmbedding/model.safetensors")
+}
+
+#[test]
+fn resumed_text_encoders_end_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let flags = "--epochs 3 --save-every 5 --token-weights --matryoshka 3 --symmetric";
+    succeed(new_pairs(folder, "whole", flags));
+    succeed(new_pairs(folder, "halves", flags));
+    let expected = fs::read(encoder(folder, "whole")).unwrap();
+    forget_half(&folder.join("halves"));
+    fs::remove_file(encoder(folder, "halves")).unwrap();
+    let output = succeed(resume_pairs(folder, "halves", &["--epochs", "3", "--token-weights"]));
+    assert!(stderr(&output).contains("resumed at step 20\n"), "{}", stderr(&output));
+    assert!(fs::read(encoder(folder, "halves")).unwrap() == expected);
+    // Where no checkpoint was written, the run begins anew.
+    fs::remove_dir_all(folder.join("halves/checkpoints")).unwrap();
+    fs::remove_file(encoder(folder, "halves")).unwrap();
+    succeed(resume_pairs(folder, "halves", &[]));
+    assert!(fs::read(encoder(folder, "halves")).unwrap() == expected);
+
+    let output = new_pairs(folder, "whole", flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for (flags, message) in [
+        (["--dim", "16"], "--dim is 8"),
+        (["--epochs", "2"], "--epochs is 3"),
+        (["--matryoshka", "4"], "--matryoshka is [3]"),
+        (["--tokenizer", "byte"], "--tokenizer is "),
+    ] {
+        let output = resume_pairs(folder, "whole", &flags).output().unwrap();
+        assert!(output.status.code() == Some(1) && stderr(&output).contains(message), "{}", stderr(&output));
+    }
+    succeed(resume_pairs(folder, "whole", &["--epochs", "4"]));
+    let pairs = folder.join("pairs.tsv");
+    fs::write(&pairs, fs::read_to_string(&pairs).unwrap().replace("line 7 ", "nile 7 ")).unwrap();
+    let output = resume_pairs(folder, "whole", &["--epochs", "5"]).output().unwrap();
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("fingerprint"), "{}", stderr(&output));
 }
 
 fn signal(child: &Child, signal: libc::c_int) {
@@ -252,34 +320,49 @@ fn an_interrupted_run_saves_says_so_and_goes_on_to_the_same_bytes() {
     assert!(model(folder, "run") == model(folder, "whole"), "{first} and {second} steps");
 }
 
-#[test]
-fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
+/// Interrupts a run with `flags` after its first checkpoint, at some `unit`, and lets it go on; returns its name.
+fn interrupted_and_resumed(
+    folder: &Path,
+    new: fn(&Path, &str, &str) -> Command,
+    resume: fn(&Path, &str, &[&str]) -> Command,
+    (unit, flags): (&str, &str),
+) -> String {
     let saved = |name: &str| folder.join(name).join("checkpoints/latest").exists();
     // The signal follows the first checkpoint by milliseconds, and the rest of the run takes a second; should that ever be
     // too short, a longer run will do.
     for epochs in [1000, 10_000, 100_000] {
-        let flags = format!("--epochs {epochs} --save-every 100000");
+        let flags = format!("--epochs {epochs} {flags}");
         let name = format!("run-{epochs}");
-        let output = interrupt(new_words(folder, &name, &flags), libc::SIGTERM, || saved(&name));
+        let output = interrupt(new(folder, &name, &flags), libc::SIGTERM, || saved(&name));
         if output.status.success() {
             continue;
         }
         assert_eq!(output.status.code(), Some(SAVED), "{}", stderr(&output));
         let last = last_step(folder, &name);
-        assert!(
-            stderr(&output).contains(&format!("interrupted at word {last}, which is saved")),
-            "{}",
-            stderr(&output)
-        );
-        succeed(resume_words(folder, &name, &[]));
-        succeed(new_words(folder, "whole", &flags));
-        let vectors = |name: &str| fs::read(folder.join(name).with_extension("vec")).unwrap();
-        assert!(vectors(&name) == vectors("whole"));
-        return;
+        let message = format!("interrupted at {unit} {last}, which is saved");
+        assert!(stderr(&output).contains(&message), "{}", stderr(&output));
+        succeed(resume(folder, &name, &[]));
+        succeed(new(folder, "whole", &flags));
+        return name;
     }
     panic!("no run was interrupted");
+}
+
+#[test]
+fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = interrupted_and_resumed(folder, new_words, resume_words, ("word", "--save-every 100000"));
+    let vectors = |name: &str| fs::read(folder.join(name).with_extension("vec")).unwrap();
+    assert!(vectors(&run) == vectors("whole"));
+}
+
+#[test]
+fn interrupted_text_encoders_go_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let run = interrupted_and_resumed(folder, new_pairs, resume_pairs, ("step", "--save-every 500"));
+    assert!(fs::read(encoder(folder, &run)).unwrap() == fs::read(encoder(folder, "whole")).unwrap());
 }
 
 /// A second signal does not wait for the step. A step of this model takes long enough to be met by both.

@@ -1,11 +1,12 @@
 //! The pairs of texts: from files, or from Rust sources that every machine has which built this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cllm::Result;
-use cllm::data::{PairFormat, PairReader, PairStore, PairStoreBuilder, Tokenizer, TokenizerSource};
+use cllm::data::{PairFormat, PairReader, PairStore, PairStoreBuilder, TextFiles, Tokenizer, TokenizerSource};
 
 use crate::corpus;
+use crate::flags::Flags;
 
 /// Bytes of Rust source that pairs are looked for in.
 const SOURCE_BYTES: u64 = 64 << 20;
@@ -17,11 +18,33 @@ pub enum Pairs {
 }
 
 impl Pairs {
+    /// The pairs that the flags ask for, and the files that they are in.
+    pub fn collect(flags: &Flags) -> Result<(Self, Vec<PathBuf>)> {
+        if !flags.data.is_empty() {
+            return Ok((Self::of_files(flags), flags.data.clone()));
+        }
+        let sources = corpus::collect(&[], Some(SOURCE_BYTES))?;
+        Ok((Self::of_rust_sources(&sources)?, sources.paths().map(Path::to_path_buf).collect()))
+    }
+
+    /// Those that `collect` found in `files`.
+    pub fn collect_again(flags: &Flags, files: &[PathBuf]) -> Result<Self> {
+        if !flags.data.is_empty() {
+            return Ok(Self::of_files(flags));
+        }
+        Self::of_rust_sources(&corpus::collect_again(files, true, Some(SOURCE_BYTES))?)
+    }
+
+    fn of_files(flags: &Flags) -> Self {
+        let (format, hard_negatives) = (flags.format.map(PairFormat::from), flags.hard_negatives);
+        Self::Files { paths: flags.data.clone(), format, hard_negatives }
+    }
+
     /// What the documentation of functions says, and their signatures.
-    pub fn of_rust_sources() -> Result<Self> {
+    fn of_rust_sources(sources: &TextFiles) -> Result<Self> {
         let mut pairs = Vec::new();
         let mut comment = String::new();
-        corpus::collect(&[], Some(SOURCE_BYTES))?.for_each_text(|text| {
+        sources.for_each_text(|text| {
             for line in text.lines().map(str::trim) {
                 if let Some(words) = line.strip_prefix("///") {
                     // Lists, headings and code say little about what a function does.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::manifest::to_map;
+use super::manifest::{Manifest, to_map};
 use crate::kernels::dispatch::instruction_set;
 use crate::linalg::threads::blas_core_name;
 use crate::{Error, Result};
@@ -127,13 +127,24 @@ pub(crate) fn data(saved: &Map<String, Value>, found: &Map<String, Value>) -> Ve
     values(saved, found, |_, _, _| DifferenceKind::Data)
 }
 
-/// Differences between two configurations, as `kind` of (name, saved, found) says.
-pub(crate) fn settings<T: Serialize>(
-    saved: &T,
-    found: &T,
-    kind: impl Fn(&str, &Value, &Value) -> DifferenceKind,
-) -> Vec<Difference> {
-    values(&to_map(saved), &to_map(found), kind)
+/// Differences between the run of `manifest`, with the settings `saved`, and one on this machine with those `found`.
+pub(crate) fn runs<T: Serialize>(manifest: &Manifest, saved: &T, found: &T, workers: usize) -> Vec<Difference> {
+    let mut differences = machines(&manifest.machine, &Machine::current(workers));
+    let settings = values(&to_map(saved), &to_map(found), setting_kind);
+    // Workers are listed with the machine.
+    differences.extend(settings.into_iter().filter(|difference| difference.name != "workers"));
+    differences
+}
+
+fn setting_kind(name: &str, saved: &Value, found: &Value) -> DifferenceKind {
+    let grown = |saved: &Value, found: &Value| saved.as_u64().is_some_and(|saved| found.as_u64() > Some(saved));
+    match name {
+        "evaluation_interval" | "evaluation_batches" | "top_k" | "save_interval" | "keep_checkpoints" => {
+            DifferenceKind::Interval
+        }
+        "max_steps" | "epochs" if grown(saved, found) => DifferenceKind::Interval,
+        _ => DifferenceKind::Setting,
+    }
 }
 
 fn values(

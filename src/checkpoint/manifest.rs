@@ -59,6 +59,24 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// That of a checkpoint at `step` of a trainer without a schedule, whose data and settings are to be filled in.
+    pub(crate) fn new(kind: &str, step: u64, workers: usize, seed: u64) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            kind: kind.into(),
+            machine: Machine::current(workers),
+            step,
+            schedule_steps: u64::MAX,
+            learning_rate_factor: 1.0,
+            seed,
+            data: None,
+            settings: Map::new(),
+            state: Map::new(),
+            files: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        }
+    }
+
     /// The configuration `name`; `path` is the manifest's, for errors.
     ///
     /// # Errors
@@ -185,20 +203,7 @@ pub(crate) mod tests {
         let rate = 0.1 + 0.2;
         let mut settings = Map::new();
         settings.insert("training".into(), serde_json::json!({ "learning_rate": rate, "seed": u64::MAX }));
-        Manifest {
-            format_version: FORMAT_VERSION,
-            kind: "test".into(),
-            machine: Machine::current(2),
-            step: 7,
-            schedule_steps: u64::MAX,
-            learning_rate_factor: 1.0 / 3.0,
-            seed: u64::MAX,
-            data: None,
-            settings,
-            state: Map::new(),
-            files: BTreeMap::new(),
-            tensors: BTreeMap::new(),
-        }
+        Manifest { learning_rate_factor: 1.0 / 3.0, settings, ..Manifest::new("test", 7, 2, u64::MAX) }
     }
 
     #[test]

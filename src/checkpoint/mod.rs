@@ -9,6 +9,7 @@
 //!       first_moments.safetensors   AdamW's, or SGD's momentum
 //!       second_moments.safetensors  AdamW's
 //!       average.safetensors         the moving average of the weights, if one is kept
+//!       row_updates.u32             how often each row was updated, in the training of text encoders
 //!       manifest.json               step, schedule, seed, settings, data, machine, and a checksum of each tensor
 //!     latest                        the name of the last checkpoint
 //! ```
@@ -28,6 +29,7 @@ pub(crate) mod header;
 mod manifest;
 mod reader;
 mod run_folder;
+pub(crate) mod saving;
 mod snapshot;
 pub mod tensors;
 

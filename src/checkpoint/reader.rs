@@ -34,6 +34,17 @@ impl Checkpoint {
         Ok(Self { folder, manifest })
     }
 
+    /// As [`open`](Self::open), of a checkpoint that the trainer of `kind` wrote.
+    pub(crate) fn open_kind(path: impl AsRef<Path>, kind: &str) -> Result<Self> {
+        let checkpoint = Self::open(path)?;
+        let found = &checkpoint.manifest.kind;
+        if found != kind {
+            let problem = format!("a checkpoint of the kind {found}, not of {kind}");
+            return Err(Error::invalid_file(checkpoint.manifest_path(), problem));
+        }
+        Ok(checkpoint)
+    }
+
     /// The checkpoint's folder.
     #[must_use]
     pub fn folder(&self) -> &Path {

@@ -29,18 +29,20 @@ impl Snapshot {
     pub fn new(manifest: Manifest, layout: &ParameterLayout, stores: &[NamedStore<'_>], files: &[NamedFile]) -> Self {
         let zeros = stores.iter().map(|&(name, _)| (name, ParameterStore::zeros(layout))).collect();
         let mut snapshot =
-            Self { manifest: manifest.clone(), layout: layout.clone(), stores: zeros, files: files.to_vec() };
-        snapshot.update(manifest, stores);
+            Self { manifest: manifest.clone(), layout: layout.clone(), stores: zeros, files: Vec::new() };
+        snapshot.update(manifest, stores, files);
         snapshot
     }
 
     /// Copies `stores`, which must be those of the former copy, into the memory of the former copy.
-    pub fn update(&mut self, manifest: Manifest, stores: &[NamedStore<'_>]) {
+    pub fn update(&mut self, manifest: Manifest, stores: &[NamedStore<'_>], files: &[NamedFile]) {
         assert_eq!(self.stores.len(), stores.len(), "stores of a snapshot");
         for ((_, copy), (_, store)) in self.stores.iter_mut().zip(stores) {
             let values = store.values().par_chunks(CHUNK);
             copy.values_mut().par_chunks_mut(CHUNK).zip(values).for_each(|(copy, values)| copy.copy_from_slice(values));
         }
+        self.files.clear();
+        self.files.extend_from_slice(files);
         self.manifest = manifest;
     }
 

@@ -74,6 +74,10 @@ pub struct PairTrainingConfig {
     pub beta2: f64,
     /// AdamW's ε, added to the root of the second moment.
     pub epsilon: f64,
+    /// Updates between two checkpoints; none without.
+    pub save_interval: Option<u64>,
+    /// Checkpoints that are kept in the run folder, the last ones; all without.
+    pub keep_checkpoints: Option<usize>,
     /// Seed of the initial vectors and of the order of pairs.
     pub seed: u64,
     /// Worker threads.
@@ -102,6 +106,8 @@ impl Default for PairTrainingConfig {
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
+            save_interval: None,
+            keep_checkpoints: Some(3),
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             keep_blas_threads: false,
@@ -131,7 +137,12 @@ impl PairTrainingConfig {
         if self.places() >= u64::from(u32::MAX) {
             return Err(Error::config("max_tokens", self.max_tokens, "a batch must have fewer than 2^32 − 1 tokens"));
         }
-        for (name, value) in [("max_steps", self.max_steps), ("epochs", self.epochs)] {
+        for (name, value) in [
+            ("max_steps", self.max_steps),
+            ("epochs", self.epochs),
+            ("save_interval", self.save_interval),
+            ("keep_checkpoints", self.keep_checkpoints.map(|count| count as u64)),
+        ] {
             if value == Some(0) {
                 return Err(Error::config(name, 0, "must be at least 1, or left out"));
             }

@@ -39,6 +39,8 @@ pub struct SimilarityConfig {
     pub beta2: f64,
     /// AdamW's ε.
     pub epsilon: f64,
+    /// Checkpoints that are kept in the run folder, the last ones; all without.
+    pub keep_checkpoints: Option<usize>,
     /// Worker threads.
     pub workers: usize,
     /// Seed of the initial values.
@@ -65,6 +67,7 @@ impl Default for SimilarityConfig {
             beta1: training.beta1,
             beta2: training.beta2,
             epsilon: training.epsilon,
+            keep_checkpoints: Some(3),
             workers: 1,
             seed: 1,
         }
@@ -118,6 +121,7 @@ impl SimilarityConfig {
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
+            keep_checkpoints: self.keep_checkpoints,
             workers: self.workers,
             seed: self.seed,
             ..TrainingConfig::default()

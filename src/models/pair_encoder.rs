@@ -16,7 +16,6 @@ mod workspace;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-pub(crate) use update::PairOptimizer;
 pub(crate) use workspace::PairWorkspace;
 
 use crate::config::PairEncoderConfig;
@@ -55,14 +54,25 @@ impl PairEncoder {
     /// # Errors
     /// [`Error::InvalidConfig`] if the config is not valid.
     pub fn new(config: PairEncoderConfig, seed: u64) -> Result<Self> {
+        Self::with_parameters_from(config, |layout| {
+            let mut parameters = ParameterStore::zeros(layout);
+            layout.initialise(parameters.values_mut(), seed);
+            Ok(parameters)
+        })
+    }
+
+    /// An encoder with the parameters that `load` gives for its layout.
+    pub(crate) fn with_parameters_from(
+        config: PairEncoderConfig,
+        load: impl FnOnce(&ParameterLayout) -> Result<ParameterStore>,
+    ) -> Result<Self> {
         config.validate()?;
         let (vocabulary, dim) = (config.vocabulary_size, config.dim);
         let mut layout = ParameterLayout::default();
         let vectors = layout.matrix("embedding.weight", vocabulary, dim, Initialisation::Normal(1.0));
         let token_weights =
             config.token_weights.then(|| layout.vector("token_weights", vocabulary, Initialisation::Ones));
-        let mut parameters = ParameterStore::zeros(&layout);
-        layout.initialise(parameters.values_mut(), seed);
+        let parameters = load(&layout)?;
         Ok(Self { config, layout, parameters, vectors, token_weights })
     }
 

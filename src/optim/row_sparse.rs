@@ -3,9 +3,9 @@
 use ndarray::ArrayViewMut2;
 
 use crate::kernels::adamw::{AdamwStep, adamw};
-use crate::params::AlignedBuffer;
+use crate::params::{ParameterLayout, ParameterStore};
 
-/// The moments of a table, and how often each of its rows was updated.
+/// The moments of tables whose rows are updated together, and how often each row was.
 ///
 /// A row that a step does not touch stays as it is, and so do its moments: neither do they decay, nor does the row move on
 /// by them, nor is its weight decayed. For each row that is AdamW on the steps that touched it, with the bias corrections
@@ -14,31 +14,19 @@ use crate::params::AlignedBuffer;
 /// gradient.) The work of a step, and what it reads and writes, is in proportion to the rows it touches.
 #[derive(Clone, Debug)]
 pub(crate) struct RowSparseAdamw {
-    pub first_moments: AlignedBuffer,
-    pub second_moments: AlignedBuffer,
+    pub first_moments: ParameterStore,
+    pub second_moments: ParameterStore,
     pub updates: Vec<u32>,
-    width: usize,
 }
 
-/// What is cut between rows together with the table.
-pub(crate) type RowMoments<'a> = (ArrayViewMut2<'a, f32>, ArrayViewMut2<'a, f32>, &'a mut [u32]);
+/// A table, its first and its second moments, which are cut between rows together.
+pub(crate) type TableAndMoments<'a> = (ArrayViewMut2<'a, f32>, ArrayViewMut2<'a, f32>, ArrayViewMut2<'a, f32>);
 
 impl RowSparseAdamw {
-    /// Moments of 0 for a table of that shape.
-    pub fn new((rows, width): (usize, usize)) -> Self {
-        Self {
-            first_moments: AlignedBuffer::zeros(rows * width),
-            second_moments: AlignedBuffer::zeros(rows * width),
-            updates: vec![0; rows],
-            width,
-        }
-    }
-
-    /// First moments, second moments, and numbers of updates, with a row for each of the table.
-    pub fn rows_mut(&mut self) -> RowMoments<'_> {
-        let shape = (self.updates.len(), self.width);
-        let view = |values| ArrayViewMut2::from_shape(shape, values).expect("a row of moments for each row");
-        (view(&mut self.first_moments), view(&mut self.second_moments), &mut self.updates)
+    /// Moments of 0 for the parameters of `layout`, tables of as many rows each.
+    pub fn new(layout: &ParameterLayout, rows: usize) -> Self {
+        let zeros = || ParameterStore::zeros(layout);
+        Self { first_moments: zeros(), second_moments: zeros(), updates: vec![0; rows] }
     }
 }
 
@@ -53,23 +41,24 @@ pub(crate) fn next_update(updates: &mut u32, step: &AdamwStep) -> AdamwStep {
     }
 }
 
-/// Updates part of row `row` of `part`, from column `column` on, by its gradient.
+/// Updates part of row `row`, from column `column` on, by its gradient.
 pub(crate) fn update_row(
-    parameters: &mut [f32],
+    (table, first, second): &mut TableAndMoments<'_>,
     gradient: &[f32],
-    moments: &mut RowMoments<'_>,
     (row, column): (usize, usize),
     step: &AdamwStep,
 ) {
-    let columns = column..column + gradient.len();
-    let first = moments.0.row_mut(row).into_slice().expect("rows are contiguous");
-    let second = moments.1.row_mut(row).into_slice().expect("rows are contiguous");
-    adamw(parameters, gradient, &mut first[columns.clone()], &mut second[columns], step);
+    let [parameters, first, second] = [table, first, second].map(|values| {
+        let row = values.row_mut(row).into_slice().expect("rows are contiguous");
+        &mut row[column..column + gradient.len()]
+    });
+    adamw(parameters, gradient, first, second, step);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::Initialisation;
 
     const STEP: AdamwStep = AdamwStep {
         learning_rate: 0.1,
@@ -84,26 +73,29 @@ mod tests {
 
     #[test]
     fn a_row_is_updated_as_dense_adamw_does_with_the_steps_that_touch_it() {
-        let mut sparse = RowSparseAdamw::new((3, 2));
-        let mut table = vec![1.0f32; 6];
+        let mut layout = ParameterLayout::default();
+        let id = layout.matrix("table", 3, 2, Initialisation::Ones);
+        let mut sparse = RowSparseAdamw::new(&layout, 3);
+        let mut table = ParameterStore::zeros(&layout);
+        table.slice_mut(id).fill(1.0);
         let (mut p, mut m, mut v) = ([1.0f32; 2], [0.0; 2], [0.0; 2]);
         for touch in 1..6 {
             let gradient = [0.3 * touch as f32, -1.0];
-            let (mut first, mut second, updates) = sparse.rows_mut();
-            let step = next_update(&mut updates[1], &STEP);
-            let mut moments = (first.view_mut(), second.view_mut(), &mut updates[..]);
+            let step = next_update(&mut sparse.updates[1], &STEP);
+            let (first, second) = (&mut sparse.first_moments, &mut sparse.second_moments);
+            let mut part = (table.matrix_mut(id), first.matrix_mut(id), second.matrix_mut(id));
             // Column by column, as a row wider than a block is.
-            update_row(&mut table[2..3], &gradient[..1], &mut moments, (1, 0), &step);
-            update_row(&mut table[3..4], &gradient[1..], &mut moments, (1, 1), &step);
+            update_row(&mut part, &gradient[..1], (1, 0), &step);
+            update_row(&mut part, &gradient[1..], (1, 1), &step);
             let corrected = AdamwStep {
                 bias_correction1: 1.0 - 0.9f64.powi(touch),
                 bias_correction2: 1.0 - 0.99f64.powi(touch),
                 ..STEP
             };
             adamw(&mut p, &gradient, &mut m, &mut v, &corrected);
-            assert_eq!(table, [1.0, 1.0, p[0], p[1], 1.0, 1.0]);
+            assert_eq!(table.slice(id), [1.0, 1.0, p[0], p[1], 1.0, 1.0]);
         }
         assert_eq!(sparse.updates, [0, 5, 0]);
-        assert_eq!(sparse.first_moments[..2], [0.0; 2]);
+        assert_eq!(sparse.first_moments.slice(id)[..2], [0.0; 2]);
     }
 }

@@ -1,41 +1,31 @@
 //! Saving a trainer's state, and taking a run up where it was left.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::engine::Engine;
 use super::report::StepOutcome;
-use super::saving::{Saving, State};
+use super::run_data::Recorded;
 use super::trainer::Trainer;
+use crate::Result;
 use crate::checkpoint::difference::{self, refuse};
-use crate::checkpoint::{
-    Accept, Checkpoint, DataRecord, Difference, DifferenceKind, FORMAT_VERSION, Machine, Manifest, NamedStore, to_map,
-};
+use crate::checkpoint::saving::{FIRST_MOMENTS, MODEL, SECOND_MOMENTS, Saving, State};
+use crate::checkpoint::{Accept, Checkpoint, DataRecord, Difference, Manifest, NamedStore, to_map};
 use crate::config::{TrainingConfig, TransformerConfig};
 use crate::data::SequenceSource;
 use crate::models::transformer::Transformer;
 use crate::optim::LearningRate;
-use crate::{Error, Result};
 
 /// The kind of checkpoint that this trainer writes.
 const KIND: &str = "transformer";
 
-const MODEL: &str = "model";
-const FIRST_MOMENTS: &str = "first_moments";
-const SECOND_MOMENTS: &str = "second_moments";
 const AVERAGE: &str = "average";
 
-/// The data of a trainer's run.
-#[derive(Debug, Default)]
-pub(super) struct RunData {
-    /// The source of the last run, and its record once it is needed.
-    source: Option<SequenceSource>,
-    record: Option<Map<String, Value>>,
-    /// The data that a resumed run must find, and how strict to be.
-    expected: Option<(Map<String, Value>, Accept)>,
+impl Recorded for SequenceSource {
+    fn record(&self) -> Result<Map<String, Value>> {
+        Ok(to_map(&DataRecord::of(self)?))
+    }
 }
 
 /// How a run is resumed.
@@ -119,23 +109,15 @@ impl Trainer {
     /// # Errors
     /// Those of [`Checkpoint::open`] and [`Checkpoint::load`]; [`Error::Differences`]; those of [`Trainer::new`].
     pub fn resume(folder: impl AsRef<Path>, options: &ResumeOptions<'_>) -> Result<(Self, Vec<Difference>)> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Checkpoint::open_kind(folder, KIND)?;
         let (manifest, path) = (checkpoint.manifest(), checkpoint.manifest_path());
-        if manifest.kind != KIND {
-            return Err(Error::invalid_file(path, format!("a checkpoint of a {}, not of a {KIND}", manifest.kind)));
-        }
         let model: TransformerConfig = manifest.setting(&path, "model")?;
         let saved: TrainingConfig = manifest.setting(&path, "training")?;
         let config = options.config.clone().unwrap_or_else(|| saved.clone());
 
-        let mut differences = difference::machines(&manifest.machine, &Machine::current(config.workers));
-        differences.extend(
-            difference::settings(&saved, &config, setting_kind)
-                .into_iter()
-                .filter(|difference| difference.name != "workers"),
-        );
+        let mut differences = difference::runs(manifest, &saved, &config, config.workers);
         if let (Some(saved), Some(found)) = (&manifest.data, options.data) {
-            differences.extend(difference::data(saved, &to_map(&DataRecord::of(found)?)));
+            differences.extend(difference::data(saved, &found.record()?));
         }
         refuse(&differences, options.accept)?;
 
@@ -155,48 +137,24 @@ impl Trainer {
         }
         engine.steps = manifest.step;
         engine.recovery.learning_rate_factor = manifest.learning_rate_factor;
-        engine.learning_rate = LearningRate::new(&engine.config, schedule_steps(manifest, &saved, &engine.config));
-        engine.data.expected = match options.data {
-            None => manifest.data.clone().map(|data| (data, options.accept)),
-            Some(_) => None,
-        };
+        let schedule_steps = schedule_steps(manifest, saved.max_steps, engine.config.max_steps);
+        engine.learning_rate = LearningRate::new(&engine.config, schedule_steps);
+        if options.data.is_none() {
+            engine.data.expect(manifest.data.clone(), options.accept);
+        }
         Ok((trainer, differences))
     }
 }
 
 /// The schedule's length until a run says otherwise: as saved, unless the end was moved.
-fn schedule_steps(manifest: &Manifest, saved: &TrainingConfig, config: &TrainingConfig) -> u64 {
-    match config.max_steps {
-        Some(steps) if config.max_steps != saved.max_steps => steps,
-        _ => manifest.schedule_steps,
-    }
-}
-
-fn setting_kind(name: &str, saved: &Value, found: &Value) -> DifferenceKind {
-    let grown = |saved: &Value, found: &Value| saved.as_u64().is_some_and(|saved| found.as_u64() > Some(saved));
-    match name {
-        "evaluation_interval" | "evaluation_batches" | "top_k" | "save_interval" | "keep_checkpoints" => {
-            DifferenceKind::Interval
-        }
-        "max_steps" | "epochs" if grown(saved, found) => DifferenceKind::Interval,
-        _ => DifferenceKind::Setting,
-    }
+pub(super) fn schedule_steps(manifest: &Manifest, saved: Option<u64>, now: Option<u64>) -> u64 {
+    now.filter(|_| now != saved).unwrap_or(manifest.schedule_steps)
 }
 
 impl Engine {
     /// Prepares for a run on `source`: compares it with what a checkpoint says, and does now what would stall a save.
     pub fn begin_run(&mut self, source: &SequenceSource) -> Result<()> {
-        self.data.source = Some(source.clone());
-        self.data.record = None;
-        if let Some((expected, accept)) = &self.data.expected {
-            let found = to_map(&DataRecord::of(source)?);
-            refuse(&difference::data(expected, &found), *accept)?;
-            self.data.record = Some(found);
-            self.data.expected = None;
-        }
-        if self.saving.is_on() {
-            self.record_data()?;
-        }
+        self.data.begin(source, self.saving.is_on())?;
         if self.rolls_back() && self.saving.snapshot().is_none() {
             self.saving(|saving, state| saving.take_snapshot(state).map(|_| ()))?;
         }
@@ -218,7 +176,7 @@ impl Engine {
 
     /// Calls `save` with the state.
     fn saving<R>(&mut self, save: impl FnOnce(&mut Saving, State<'_>) -> Result<R>) -> Result<R> {
-        self.record_data()?;
+        self.data.prepare()?;
         let mut saving = std::mem::take(&mut self.saving);
         let result = save(&mut saving, self.state());
         self.saving = saving;
@@ -249,36 +207,15 @@ impl Engine {
         stores
     }
 
-    fn record_data(&mut self) -> Result<()> {
-        if let (None, Some(source)) = (&self.data.record, &self.data.source) {
-            self.data.record = Some(to_map(&DataRecord::of(source)?));
-        }
-        Ok(())
-    }
-
     fn state(&self) -> State<'_> {
-        let (data, mut settings) = (&self.data, Map::new());
-        settings.insert("model".into(), json(self.model.config()));
-        settings.insert("training".into(), json(&self.config));
         let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            kind: KIND.into(),
-            machine: Machine::current(self.config.workers),
-            step: self.steps,
             schedule_steps: self.learning_rate.total(),
             learning_rate_factor: self.recovery.learning_rate_factor,
-            seed: self.config.seed,
-            data: data.record.as_ref().or(data.expected.as_ref().map(|(expected, _)| expected)).cloned(),
-            settings,
-            state: Map::new(),
-            files: BTreeMap::new(),
-            tensors: BTreeMap::new(),
+            data: self.data.recorded(),
+            settings: to_map(&json!({ "model": self.model.config(), "training": &self.config })),
+            ..Manifest::new(KIND, self.steps, self.config.workers, self.config.seed)
         };
         let keep = self.config.keep_checkpoints;
         State { manifest, layout: self.model.layout(), stores: self.stores(), files: Vec::new(), keep }
     }
-}
-
-fn json(config: &impl Serialize) -> Value {
-    serde_json::to_value(config).expect("a configuration has only string keys")
 }

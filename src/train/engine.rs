@@ -1,12 +1,12 @@
 //! The step itself, run inside the trainer's pool.
 
-use super::checkpointing::RunData;
 use super::recovery::Recovery;
 use super::reduction::reduce;
 use super::report::{BatchLoss, Evaluation, StepOutcome, StepReport};
-use super::saving::Saving;
+use super::run_data::RunData;
 use super::shard::{Shard, Step};
 use crate::checkpoint::check_finite;
+use crate::checkpoint::saving::Saving;
 use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
 use crate::layers::dropout::Masks;
@@ -37,7 +37,7 @@ pub(super) struct Engine {
     /// Where evaluation gathers its windows.
     pub evaluation_batch: Batch,
     pub saving: Saving,
-    pub data: RunData,
+    pub data: RunData<SequenceSource>,
     pub recovery: Recovery,
 }
 

@@ -7,11 +7,12 @@
 mod checkpointing;
 mod engine;
 mod memory_plan;
+mod pair_checkpointing;
 mod pair_trainer;
 mod recovery;
 mod reduction;
 mod report;
-mod saving;
+mod run_data;
 mod shard;
 mod trainer;
 mod word_checkpointing;

@@ -3,13 +3,16 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use super::run_data::RunData;
+use crate::checkpoint::saving::Saving;
 use crate::config::{PairEncoderConfig, PairTrainingConfig};
 use crate::data::{PairBatch, PairSource, PairStore};
 use crate::kernels::adamw::AdamwStep;
 use crate::linalg::self_check::verify_blas;
 use crate::linalg::threads::SingleThreadedBlas;
-use crate::models::pair_encoder::{PairEncoder, PairOptimizer, PairWorkspace};
+use crate::models::pair_encoder::{PairEncoder, PairWorkspace};
 use crate::optim::LearningRate;
+use crate::optim::row_sparse::RowSparseAdamw;
 use crate::parallel::Parallelism;
 use crate::{Error, Result};
 
@@ -75,6 +78,8 @@ impl PairSummary {
 /// A step updates the rows of the tokens in its batch and no others. Moments and weight decay of the others wait: each row
 /// is updated by AdamW over the steps that touch it, with bias corrections by their number.
 ///
+/// [`save`](Self::save) and [`resume`](Self::resume) take a run up again, exactly.
+///
 /// ```
 /// use cllm::config::{PairEncoderConfig, PairTrainingConfig};
 /// use cllm::data::{PairSource, PairStoreBuilder};
@@ -98,21 +103,23 @@ impl PairSummary {
 /// ```
 #[derive(Debug)]
 pub struct PairTrainer {
-    engine: Engine,
-    pool: rayon::ThreadPool,
+    pub(super) engine: Engine,
+    pub(super) pool: rayon::ThreadPool,
     _blas: Option<SingleThreadedBlas>,
 }
 
 /// Everything of a trainer but its threads.
 #[derive(Debug)]
-struct Engine {
-    encoder: PairEncoder,
-    config: PairTrainingConfig,
-    optimizer: PairOptimizer,
+pub(super) struct Engine {
+    pub encoder: PairEncoder,
+    pub config: PairTrainingConfig,
+    pub optimizer: RowSparseAdamw,
     workspace: PairWorkspace,
-    learning_rate: LearningRate,
+    pub learning_rate: LearningRate,
     parallelism: Parallelism,
-    steps: u64,
+    pub steps: u64,
+    pub saving: Saving,
+    pub data: RunData<PairSource>,
 }
 
 impl PairTrainer {
@@ -146,11 +153,13 @@ impl PairTrainer {
         let blas = (!config.keep_blas_threads).then(SingleThreadedBlas::acquire);
         verify_blas()?;
         let engine = Engine {
-            optimizer: PairOptimizer::new(&encoder),
+            optimizer: encoder.optimizer(),
             workspace: PairWorkspace::new(&encoder, &config),
             learning_rate: LearningRate::new(&config.schedule(), config.max_steps.unwrap_or(u64::MAX)),
             parallelism: Parallelism::workers(config.workers),
             steps: 0,
+            saving: Saving::default(),
+            data: RunData::default(),
             encoder,
             config,
         };
@@ -173,8 +182,9 @@ impl PairTrainer {
     /// After every step `on_progress` is called, on a worker thread, and may stop the run.
     ///
     /// # Errors
-    /// As [`PairTrainer::step`]; [`Error::InvalidConfig`] if the config says neither `max_steps` nor `epochs`;
-    /// [`Error::Shape`] if the source's batches are not of the configured size.
+    /// As [`PairTrainer::step`], and those of saving (see [`PairTrainer::save_to`]); [`Error::InvalidConfig`] if the config
+    /// says neither `max_steps` nor `epochs`; [`Error::Shape`] if the source's batches are not of the configured size;
+    /// [`Error::Differences`] if the trainer was resumed and `source` is not the data of its checkpoint.
     pub fn run(
         &mut self,
         source: &PairSource,
@@ -193,7 +203,10 @@ impl PairTrainer {
         };
         let engine = &mut self.engine;
         engine.learning_rate = LearningRate::new(&engine.config.schedule(), last_step);
-        self.pool.install(|| engine.run(source, last_step, on_progress))
+        self.pool.install(|| {
+            engine.data.begin(source, engine.saving.is_on())?;
+            engine.run(source, last_step, on_progress)
+        })
     }
 
     /// [`PairEncoder::recall`], on the trainer's threads.
@@ -269,7 +282,7 @@ impl Engine {
             bias_correction1: 1.0,
             bias_correction2: 1.0,
         };
-        self.optimizer.update(&mut self.encoder, &self.workspace, &step, self.parallelism);
+        self.encoder.update(&mut self.optimizer, &self.workspace, &step, self.parallelism);
         self.steps += 1;
         Ok(PairReport {
             step: self.steps,
@@ -299,6 +312,10 @@ impl Engine {
             summary.steps = self.steps;
             summary.last = Some(report);
             tracing::debug!(step = report.step, loss = report.loss, "step");
+            let due = self.config.save_interval.is_some_and(|interval| report.step.is_multiple_of(interval));
+            if due && self.saving.is_on() {
+                self.save(Saving::save_beside_training)?;
+            }
             let progress = PairProgress {
                 report,
                 last_step,
@@ -310,6 +327,7 @@ impl Engine {
                 break;
             }
         }
+        self.saving.finish()?;
         Ok(summary)
     }
 }

@@ -1,19 +1,17 @@
 //! Saving a word trainer's state, and taking a run up where it was left.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::saving::State;
+use super::run_data::{Recorded, RunData};
 use super::word_trainer::WordTrainer;
 use super::word_worker::WorkerPlace;
 use crate::checkpoint::difference::{self, refuse};
-use crate::checkpoint::{
-    Accept, Checkpoint, Checksum, Difference, DifferenceKind, FORMAT_VERSION, Machine, Manifest, to_map,
-};
+use crate::checkpoint::saving::{MODEL, State};
+use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, to_map};
 use crate::config::WordTrainingConfig;
 use crate::data::{TextFiles, WordSplit, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
@@ -22,17 +20,13 @@ use crate::{Error, Result};
 /// The kind of checkpoint that this trainer writes.
 const KIND: &str = "words";
 
-const TABLES: &str = "model";
 const VOCABULARY: &str = "vocabulary.txt";
 const WORKERS: &str = "workers";
 
 /// The text of a trainer's run, and the vocabulary's file.
 #[derive(Debug, Default)]
 pub(super) struct WordData {
-    text: Option<TextFiles>,
-    record: Option<Map<String, Value>>,
-    /// The text that a resumed run must find, and how strict to be.
-    expected: Option<(Map<String, Value>, Accept)>,
+    text: RunData<TextFiles>,
     vocabulary: Option<Arc<[u8]>>,
 }
 
@@ -42,6 +36,13 @@ struct TextRecord {
     files: usize,
     bytes: u64,
     fingerprint: Checksum,
+}
+
+impl Recorded for TextFiles {
+    fn record(&self) -> Result<Map<String, Value>> {
+        let (files, bytes) = (self.paths().len(), self.total_bytes());
+        Ok(to_map(&TextRecord { files, bytes, fingerprint: self.fingerprint()? }))
+    }
 }
 
 /// What it says of the vocabulary, beside its file.
@@ -95,11 +96,8 @@ impl WordTrainer {
         config: Option<WordTrainingConfig>,
         accept: Accept,
     ) -> Result<(Self, Vec<Difference>)> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Checkpoint::open_kind(folder, KIND)?;
         let (manifest, path) = (checkpoint.manifest(), checkpoint.manifest_path());
-        if manifest.kind != KIND {
-            return Err(Error::invalid_file(path, format!("a checkpoint of a {}, not of {KIND}", manifest.kind)));
-        }
         let saved: WordTrainingConfig = manifest.setting(&path, "training")?;
         let config = config.unwrap_or_else(|| saved.clone());
         for (name, saved, found) in [
@@ -111,8 +109,7 @@ impl WordTrainer {
                 return Err(Error::config(name, found, format!("must be {saved}, as in the checkpoint")));
             }
         }
-        let mut differences = difference::machines(&manifest.machine, &Machine::current(config.workers));
-        differences.extend(difference::settings(&saved, &config, setting_kind));
+        let differences = difference::runs(manifest, &saved, &config, config.workers);
         refuse(&differences, accept)?;
 
         let VocabularyRecord { split, corpus_words } = manifest.setting(&path, "vocabulary")?;
@@ -125,10 +122,10 @@ impl WordTrainer {
             return Err(Error::invalid_file(path, problem));
         }
         let mut trainer = Self::new(vocabulary, config)?;
-        let tables = checkpoint.load(TABLES, trainer.model.layout())?;
+        let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
         trainer.places = places;
-        trainer.data.expected = manifest.data.clone().map(|data| (data, accept));
+        trainer.data.text.expect(manifest.data.clone(), accept);
         Ok((trainer, differences))
     }
 
@@ -148,24 +145,14 @@ impl WordTrainer {
 
     /// Compares the text of a run with what a checkpoint says, and does now what would stall a save.
     pub(super) fn begin_run(&mut self, text: &TextFiles) -> Result<()> {
-        let data = &mut self.data;
-        if data.text.as_ref() != Some(text) {
-            (data.text, data.record) = (Some(text.clone()), None);
-        }
-        if let Some((expected, accept)) = &data.expected {
-            let found = record(text)?;
-            refuse(&difference::data(expected, &found), *accept)?;
-            (data.record, data.expected) = (Some(found), None);
-        }
-        if self.saving.is_on() { data.prepare(&self.vocabulary) } else { Ok(()) }
+        self.data.text.begin(text, self.saving.is_on())?;
+        if self.saving.is_on() { self.data.prepare(&self.vocabulary) } else { Ok(()) }
     }
 }
 
 impl WordData {
     fn prepare(&mut self, vocabulary: &WordVocabulary) -> Result<()> {
-        if let (None, Some(text)) = (&self.record, &self.text) {
-            self.record = Some(record(text)?);
-        }
+        self.text.prepare()?;
         self.vocabulary.get_or_insert_with(|| vocabulary.to_text().into_bytes().into());
         Ok(())
     }
@@ -178,49 +165,24 @@ impl WordData {
         places: &[Option<WorkerPlace>],
     ) -> State<'a> {
         let record = VocabularyRecord { split: vocabulary.split(), corpus_words: vocabulary.corpus_words() };
-        let mut settings = Map::new();
-        settings.insert("training".into(), to_map(config).into());
-        settings.insert("vocabulary".into(), to_map(&record).into());
-        let mut state = Map::new();
-        state.insert(WORKERS.into(), serde_json::to_value(places).expect("places have only string keys"));
         let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            kind: KIND.into(),
-            machine: Machine::current(config.workers),
-            step: words(places),
             schedule_steps: vocabulary.corpus_words().saturating_mul(config.epochs),
-            learning_rate_factor: 1.0,
-            seed: config.seed,
-            data: self.record.as_ref().or(self.expected.as_ref().map(|(expected, _)| expected)).cloned(),
-            settings,
-            state,
-            files: BTreeMap::new(),
-            tensors: BTreeMap::new(),
+            data: self.text.recorded(),
+            settings: to_map(&json!({ "training": config, "vocabulary": record })),
+            state: to_map(&json!({ WORKERS: places })),
+            ..Manifest::new(KIND, words(places), config.workers, config.seed)
         };
         let vocabulary = self.vocabulary.as_ref().expect("`prepare` was called");
         State {
             manifest,
             layout: model.layout(),
-            stores: vec![(TABLES, model.parameters())],
+            stores: vec![(MODEL, model.parameters())],
             files: vec![(VOCABULARY, Arc::clone(vocabulary))],
             keep: config.keep_checkpoints,
         }
     }
 }
 
-fn record(text: &TextFiles) -> Result<Map<String, Value>> {
-    let (files, bytes) = (text.paths().len(), text.total_bytes());
-    Ok(to_map(&TextRecord { files, bytes, fingerprint: text.fingerprint()? }))
-}
-
 fn words(places: &[Option<WorkerPlace>]) -> u64 {
     places.iter().flatten().map(WorkerPlace::words_read).sum()
-}
-
-fn setting_kind(name: &str, saved: &Value, found: &Value) -> DifferenceKind {
-    match name {
-        "save_interval" | "keep_checkpoints" => DifferenceKind::Interval,
-        "epochs" if saved.as_u64() < found.as_u64() => DifferenceKind::Interval,
-        _ => DifferenceKind::Setting,
-    }
 }

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::saving::Saving;
 use super::word_checkpointing::WordData;
 use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
+use crate::checkpoint::saving::Saving;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::PairReader;
+use crate::checkpoint::{Checksum, Hasher};
 use crate::data::token_store::TokenBuffer;
 use crate::data::{TokenStore, Tokenizer};
 use crate::{Error, Result};
@@ -177,6 +178,24 @@ impl PairStore {
         start as usize..self.ends[index] as usize
     }
 
+    /// A sum over all pairs, the size of the vocabulary and the number of hard negatives: the same pairs have the same
+    /// sum, whether they are all of a store or part of it. Reads all of them.
+    ///
+    /// # Errors
+    /// Those of [`TokenStore::copy_to`](crate::data::TokenStore::copy_to).
+    pub fn fingerprint(&self) -> Result<Checksum> {
+        let ends = &self.ends[self.pairs.start * self.texts_per_pair()..self.pairs.end * self.texts_per_pair()];
+        let start = (self.pairs.start * self.texts_per_pair()).checked_sub(1).map_or(0, |before| self.ends[before]);
+        let end = *ends.last().unwrap_or(&start);
+        let (tokens, _) = self.tokens.split_at(end as usize);
+        let (_, tokens) = tokens.split_at(start as usize);
+        let mut hasher = Hasher::default();
+        hasher.update(&tokens.fingerprint()?.0.to_le_bytes());
+        hasher.update(&(self.hard_negatives as u64).to_le_bytes());
+        ends.iter().for_each(|end| hasher.update(&(end - start).to_le_bytes()));
+        Ok(hasher.finish())
+    }
+
     /// The first `at` pairs, and the others.
     ///
     /// # Panics
@@ -236,5 +255,30 @@ mod tests {
         let mut ids = [0; 3];
         second.tokens().copy_to(3, &mut ids).unwrap();
         assert_eq!(ids, [4, 5, 6]);
+    }
+
+    #[test]
+    fn a_fingerprint_tells_pairs_apart_and_not_where_they_lie() {
+        let store = |vocabulary: usize, hard_negatives: usize, pairs: &[&[&[u32]]]| {
+            let mut builder = PairStoreBuilder::new(vocabulary, hard_negatives).unwrap();
+            pairs.iter().for_each(|texts| builder.push(texts).unwrap());
+            builder.finish()
+        };
+        let of = |store: &PairStore| store.fingerprint().unwrap();
+        let (a, b): (&[&[u32]], &[&[u32]]) = (&[&[1, 2], &[3]], &[&[4], &[5, 6]]);
+        let all = store(9, 0, &[a, b, a, b]);
+        let (first, second) = all.split_at(2);
+        assert_eq!(of(&first), of(&second));
+        assert_eq!(of(&second.split_at(1).1), of(&store(9, 0, &[b])));
+        let others = [
+            all,
+            store(9, 0, &[]),
+            store(9, 0, &[b, a]),
+            store(9, 0, &[&[&[1], &[2, 3]], b]),
+            store(9, 0, &[&[&[1, 2], &[7]], b]),
+            store(10, 0, &[a, b]),
+            store(9, 2, &[&[&[1, 2], &[3], &[4], &[5, 6]]]),
+        ];
+        others.iter().for_each(|other| assert_ne!(of(other), of(&first), "{other:?}"));
     }
 }

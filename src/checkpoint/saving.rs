@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::{Manifest, NamedFile, NamedStore, RunFolder, Saver, Snapshot, check_finite};
 use crate::Result;
-use crate::checkpoint::{Manifest, NamedFile, NamedStore, RunFolder, Saver, Snapshot, check_finite};
 use crate::params::ParameterLayout;
 
+/// Names of stores that most trainers have.
+pub(crate) const MODEL: &str = "model";
+pub(crate) const FIRST_MOMENTS: &str = "first_moments";
+pub(crate) const SECOND_MOMENTS: &str = "second_moments";
+
 /// What goes into a checkpoint of a trainer.
-pub(super) struct State<'a> {
+pub(crate) struct State<'a> {
     pub manifest: Manifest,
     pub layout: &'a ParameterLayout,
     pub stores: Vec<NamedStore<'a>>,
@@ -19,7 +24,7 @@ pub(super) struct State<'a> {
 
 /// The run folder of a trainer, and what of it was saved last.
 #[derive(Debug, Default)]
-pub(super) struct Saving {
+pub(crate) struct Saving {
     saver: Option<Saver>,
     /// The last copy of the state: what is being saved, and what a roll-back returns to.
     snapshot: Option<Arc<Snapshot>>,
@@ -85,7 +90,7 @@ impl Saving {
         check_finite(manifest.step, layout, &stores)?;
         let snapshot = match self.snapshot.take().map(Arc::try_unwrap) {
             Some(Ok(mut snapshot)) => {
-                snapshot.update(manifest, &stores);
+                snapshot.update(manifest, &stores, &files);
                 snapshot
             }
             _ => Snapshot::new(manifest, layout, &stores, &files),
