@@ -1,6 +1,7 @@
 //! A worker of word embedding training: its part of the text, its block, and its share of the updates.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use crate::data::{AliasTable, StreamPlace, TextFiles, WordStream, WordVocabulary
 use crate::kernels::elementwise::axpy;
 use crate::models::skip_gram::block::{Block, BlockLoss};
 use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing};
+use crate::models::skip_gram::subwords::Subwords;
 use crate::models::skip_gram::windows::BlockNumber;
 use crate::parallel::{for_each_indexed, part_of};
 use crate::{Error, Result};
@@ -19,6 +21,7 @@ use crate::{Error, Result};
 pub(super) struct Shared<'a> {
     corpus: &'a TextFiles,
     vocabulary: &'a WordVocabulary,
+    subwords: Option<Arc<Subwords>>,
     /// The settings, with the block that [`stable_block`] allows.
     config: WordTrainingConfig,
     keep: Vec<f32>,
@@ -29,14 +32,19 @@ pub(super) struct Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
-    pub fn new(vocabulary: &'a WordVocabulary, config: &'a WordTrainingConfig, corpus: &'a TextFiles) -> Self {
+    pub fn new(
+        vocabulary: &'a WordVocabulary,
+        config: &'a WordTrainingConfig,
+        subwords: Option<Arc<Subwords>>,
+        corpus: &'a TextFiles,
+    ) -> Self {
         let keep = vocabulary.keep_probabilities(config.sample);
         let kept: Vec<f64> =
             vocabulary.counts().iter().zip(&keep).map(|(&count, &keep)| count as f64 * f64::from(keep)).collect();
         let drawn: Vec<f64> =
             vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
         let (all_kept, all_drawn): (f64, f64) = (kept.iter().sum(), drawn.iter().sum());
-        let config = WordTrainingConfig { block: stable_block(config, &kept), ..config.clone() };
+        let config = WordTrainingConfig { block: stable_block(config, &kept, subwords.as_deref()), ..config.clone() };
         let reach = (config.block + 2 * config.window) as f64;
         let (positive_input, positive_output) = match config.objective {
             WordObjective::SkipGram => (config.block as f64, reach),
@@ -45,10 +53,17 @@ impl<'a> Shared<'a> {
         let rate =
             |id: usize, positive: f64, negative: f64| positive * kept[id] / all_kept + negative * drawn[id] / all_drawn;
         let (workers, rows) = (config.workers, vocabulary.len());
-        let input_ends = ends_of_shares(workers, rows, |id| rate(id, positive_input, 0.0));
+        let input_ends = match &subwords {
+            None => ends_of_shares(workers, rows, |id| rate(id, positive_input, 0.0)),
+            Some(subwords) => {
+                let uses = subwords.row_weights(|word| kept[word]);
+                ends_of_shares(workers, uses.len(), |row| uses[row])
+            }
+        };
         let shared_negatives = config.shared_negatives as f64;
         let output_ends = ends_of_shares(workers, rows, |id| rate(id, positive_output, shared_negatives));
-        Self { corpus, vocabulary, config, negatives: AliasTable::new(&drawn), input_ends, output_ends, keep }
+        let negatives = AliasTable::new(&drawn);
+        Self { corpus, vocabulary, subwords, config, negatives, input_ends, output_ends, keep }
     }
 }
 
@@ -57,9 +72,22 @@ impl<'a> Shared<'a> {
 /// The updates of a round, a block a worker, are made at tables that do not know of each other. With Σ p² the probability
 /// that two words of the text are the same, a word meets block·workers·Σ p² further updates of its own row; from about 2
 /// on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
-fn stable_block(config: &WordTrainingConfig, kept: &[f64]) -> usize {
+///
+/// With subwords, an update of word v moves word w by the share of w's rows that are v's too, and the expected share takes
+/// the place of Σ p².
+fn stable_block(config: &WordTrainingConfig, kept: &[f64], subwords: Option<&Subwords>) -> usize {
     let total: f64 = kept.iter().sum();
-    let repetition: f64 = kept.iter().map(|count| (count / total).powi(2)).sum();
+    let repetition: f64 = match subwords {
+        None => kept.iter().map(|count| (count / total).powi(2)).sum(),
+        Some(subwords) => {
+            let uses = subwords.row_weights(|word| kept[word] / total);
+            let shared = |word: usize| {
+                let rows = subwords.of_word(word as u32);
+                rows.iter().map(|&row| uses[row as usize]).sum::<f64>() / rows.len() as f64
+            };
+            kept.iter().enumerate().map(|(word, count)| count / total * shared(word)).sum()
+        }
+    };
     let most = 1.0 / (repetition * config.workers as f64);
     config.block.min(most as usize).max(1)
 }
@@ -106,7 +134,7 @@ pub(super) struct WordWorker<'a> {
     shared: &'a Shared<'a>,
     index: usize,
     stream: WordStream<'a>,
-    block: Block,
+    block: Block<'a>,
     /// The epoch to begin when the text is at its end; the number of epochs once all are done.
     next_epoch: u64,
     bytes: Range<u64>,
@@ -132,14 +160,14 @@ enum State {
 
 impl<'a> WordWorker<'a> {
     pub fn new(shared: &'a Shared<'a>, index: usize) -> Self {
-        let Shared { corpus, vocabulary, config, keep, .. } = shared;
+        let Shared { corpus, vocabulary, subwords, config, keep, .. } = shared;
         let bytes = part_of(corpus.total_bytes() as usize, 1, index, config.workers);
         let bytes = bytes.start as u64..bytes.end as u64;
         Self {
             shared,
             index,
             stream: WordStream::new(corpus, vocabulary, keep, bytes.clone(), config.seed),
-            block: Block::new(config),
+            block: Block::new(config, subwords.as_deref()),
             next_epoch: 0,
             bytes,
             state: State::AtEnd,
@@ -244,7 +272,7 @@ impl<'a> WordWorker<'a> {
         true
     }
 
-    fn step(&mut self, compute: impl FnOnce(&mut Block, BlockNumber) -> BlockLoss) {
+    fn step(&mut self, compute: impl FnOnce(&mut Block<'_>, BlockNumber) -> BlockLoss) {
         if matches!(self.state, State::Finished | State::Failed) {
             return;
         }
@@ -339,8 +367,9 @@ pub(super) fn deterministic_round(
     output: &mut [f32],
 ) {
     for_each_indexed(workers, &|_, worker| worker.compute(input, output));
-    let rows = shared.vocabulary.len() as u32;
-    let share = Share { input, output, input_rows: 0..rows, output_rows: 0..rows };
+    let rows = |table: &[f32]| 0..(table.len() / shared.config.dim) as u32;
+    let (input_rows, output_rows) = (rows(input), rows(output));
+    let share = Share { input, output, input_rows, output_rows };
     update_shares(shared, workers, share, 0..workers.len());
 }
 
@@ -388,7 +417,8 @@ mod tests {
 
     #[test]
     fn blocks_are_small_where_words_are_few() {
-        let block = |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept);
+        let block =
+            |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept, None);
         assert_eq!(block(1, &[5.0]), 1);
         assert_eq!(block(4, &[5.0]), 1);
         assert_eq!(block(1, &[1.0; 30]), 30);

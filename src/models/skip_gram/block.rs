@@ -17,7 +17,8 @@
 //! Sharing negatives is from Ji et al., "Parallelizing word2vec in shared and distributed memory" (2016), who share them
 //! within one window.
 
-use super::rows::{NO_ROW, Rows};
+use super::rows::{NO_ROW, Rows, Table};
+use super::subwords::{Composed, Subwords};
 use super::windows::{BlockNumber, Windows};
 use crate::config::{WordObjective, WordTrainingConfig};
 use crate::kernels::elementwise::{axpy, dot};
@@ -67,10 +68,12 @@ pub(crate) struct BlockLoss {
     pub pairs: f64,
 }
 
-/// Rows of a table, with what has to be added to each.
+/// Words, with the gradient of each word's vector.
 #[derive(Clone, Copy)]
 pub(crate) struct Update<'a> {
     words: &'a [u32],
+    /// What the vectors are made of, where they are not rows of the table.
+    subwords: Option<&'a Subwords>,
     gradients: &'a [f32],
     stride: usize,
     dim: usize,
@@ -79,9 +82,22 @@ pub(crate) struct Update<'a> {
 impl Update<'_> {
     /// Calls `each(row, gradient)` for every row below `rows.end` from `rows.start` on, in the order of the block.
     pub fn for_each(self, rows: std::ops::Range<u32>, mut each: impl FnMut(u32, &[f32])) {
+        if let Some(subwords) = self.subwords {
+            self.for_each_subword(subwords, rows, each);
+            return;
+        }
         for (&word, gradient) in self.words.iter().zip(self.gradients.chunks_exact(self.stride)) {
             if word != NO_ROW && rows.contains(&word) {
                 each(word, &gradient[..self.dim]);
+            }
+        }
+    }
+
+    fn for_each_subword(self, subwords: &Subwords, range: std::ops::Range<u32>, mut each: impl FnMut(u32, &[f32])) {
+        for (&word, gradient) in self.words.iter().zip(self.gradients.chunks_exact(self.stride)) {
+            if word != NO_ROW {
+                let rows = subwords.of_word(word).iter().filter(|row| range.contains(row));
+                rows.for_each(|&row| each(row, &gradient[..self.dim]));
             }
         }
     }
@@ -89,9 +105,10 @@ impl Update<'_> {
 
 /// The buffers of a block.
 #[derive(Debug)]
-pub(crate) struct Block {
+pub(crate) struct Block<'a> {
     shape: Shape,
     objective: WordObjective,
+    subwords: Option<&'a Subwords>,
     ratio: f32,
     pub windows: Windows,
     /// T × band: the weight of each pair.
@@ -128,8 +145,9 @@ fn prefetch(table: impl Rows, words: &[u32]) {
     words.iter().filter(|&&word| word != NO_ROW).for_each(|&word| table.prefetch(word));
 }
 
-impl Block {
-    pub fn new(config: &WordTrainingConfig) -> Self {
+impl<'a> Block<'a> {
+    /// With `subwords`, the vectors of the input table are those it makes of the rows.
+    pub fn new(config: &WordTrainingConfig, subwords: Option<&'a Subwords>) -> Self {
         let shape = Shape::new(config);
         let rows = |count: usize| AlignedBuffer::zeros(count * shape.stride);
         let (of_skip_gram, of_cbow) = match config.objective {
@@ -140,8 +158,14 @@ impl Block {
         Self {
             shape,
             objective: config.objective,
+            subwords,
             ratio: config.negatives as f32,
-            windows: Windows::new(shape.centres, config.window, shape.negatives),
+            windows: Windows::new(
+                shape.centres,
+                config.window,
+                shape.negatives,
+                subwords.map_or(0, Subwords::row_count),
+            ),
             weights: vec![0.0; shape.centres * shape.band],
             queries: rows(shape.centres),
             d_queries: rows(shape.centres),
@@ -160,11 +184,13 @@ impl Block {
     }
 
     /// The gradient of the block `number`, whose words are in `windows`, at the tables as they are.
-    pub fn compute(&mut self, number: BlockNumber, input: impl Rows, output: impl Rows) -> BlockLoss {
-        self.windows.pairs(number, &mut self.weights, self.shape.band, self.shape.tile);
-        match self.objective {
-            WordObjective::SkipGram => self.skip_gram(input, output),
-            WordObjective::Cbow => self.cbow(input, output),
+    pub fn compute(&mut self, number: BlockNumber, input: impl Table, output: impl Rows) -> BlockLoss {
+        self.windows.pairs(number, self.subwords, &mut self.weights, self.shape.band, self.shape.tile);
+        match (self.objective, self.subwords) {
+            (WordObjective::SkipGram, None) => self.skip_gram(input, output),
+            (WordObjective::Cbow, None) => self.cbow(input, output),
+            (WordObjective::SkipGram, Some(subwords)) => self.skip_gram(Composed { table: input, subwords }, output),
+            (WordObjective::Cbow, Some(subwords)) => self.cbow(Composed { table: input, subwords }, output),
         }
     }
 
@@ -295,8 +321,8 @@ impl Block {
     /// The gradient of rows of the input table.
     pub fn input_update(&self) -> Update<'_> {
         match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.centres(), &self.d_queries),
-            WordObjective::Cbow => self.update(self.windows.contexts(), &self.d_contexts),
+            WordObjective::SkipGram => self.update(self.windows.centres(), self.subwords, &self.d_queries),
+            WordObjective::Cbow => self.update(self.windows.contexts(), self.subwords, &self.d_contexts),
         }
     }
 
@@ -305,14 +331,14 @@ impl Block {
     /// For CBOW, as in word2vec.c, every word of a window takes the whole gradient of the mean, not its share of it.
     pub fn output_updates(&self) -> [Update<'_>; 2] {
         let positive = match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.contexts(), &self.d_contexts),
-            WordObjective::Cbow => self.update(self.windows.centres(), &self.d_targets),
+            WordObjective::SkipGram => self.update(self.windows.contexts(), None, &self.d_contexts),
+            WordObjective::Cbow => self.update(self.windows.centres(), None, &self.d_targets),
         };
-        [positive, self.update(self.windows.negatives(), &self.d_negatives)]
+        [positive, self.update(self.windows.negatives(), None, &self.d_negatives)]
     }
 
-    fn update<'a>(&self, words: &'a [u32], gradients: &'a [f32]) -> Update<'a> {
-        Update { words, gradients, stride: self.shape.stride, dim: self.shape.dim }
+    fn update<'u>(&self, words: &'u [u32], subwords: Option<&'u Subwords>, gradients: &'u [f32]) -> Update<'u> {
+        Update { words, subwords, gradients, stride: self.shape.stride, dim: self.shape.dim }
     }
 }
 
@@ -331,7 +357,7 @@ mod tests {
     }
 
     /// A block on a text of 26 words in lines of 1 to 11: its last places hold no word.
-    fn block(config: &WordTrainingConfig) -> (Block, usize) {
+    fn block(config: &WordTrainingConfig) -> (Block<'static>, usize) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text");
         std::fs::write(&path, "a b c a d\nb\n\ne f g a b a a b c h\nc d e\nf a b c h g a\n").unwrap();
@@ -341,14 +367,14 @@ mod tests {
         let mut stream = WordStream::new(&corpus, &vocabulary, &keep, 0..u64::MAX, 1);
         stream.restart(0).unwrap();
         let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
-        let mut block = Block::new(config);
+        let mut block = Block::new(config, None);
         block.windows.start(&mut stream, &table, NUMBER).unwrap();
         assert!(block.windows.advance(&mut stream, &table).unwrap().is_some());
         (block, vocabulary.len())
     }
 
     /// The loss of one centre, by the plain formula.
-    fn centre_loss(block: &Block, objective: WordObjective, centre: usize, input: &[f64], output: &[f64]) -> f64 {
+    fn centre_loss(block: &Block<'_>, objective: WordObjective, centre: usize, input: &[f64], output: &[f64]) -> f64 {
         let dim = block.shape.dim;
         let row = |table: &[f64], word: u32| table[word as usize * dim..][..dim].to_vec();
         let cost = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>().exp().ln_1p();
@@ -381,7 +407,7 @@ mod tests {
         attraction + weight * 5.0 / negatives.len() as f64 * repulsion
     }
 
-    fn pairs_of(block: &Block, centre: usize) -> f64 {
+    fn pairs_of(block: &Block<'_>, centre: usize) -> f64 {
         block.weights[centre * block.shape.band..][..block.shape.band].iter().map(|&weight| f64::from(weight)).sum()
     }
 

@@ -1,6 +1,7 @@
 //! The words of a block, their windows, and the negatives they share.
 
 use super::rows::NO_ROW;
+use super::subwords::Subwords;
 use crate::Result;
 use crate::data::{AliasTable, WordStream};
 use crate::rng::{Purpose, Stream};
@@ -29,6 +30,9 @@ impl BlockNumber {
 ///
 /// A block's updates are made together, at tables that do not know of each other. Where a text repeats a word, as tables
 /// of numbers in sources do, those of that word would add up until they overshoot, and training would diverge.
+///
+/// With subwords, whose updates move other words too, a word counts at a place by the share of its rows that it has in
+/// common with the word there. What all places of the block add up to bounds how far an update of all overshoots.
 const MOST_PLACES: usize = 4;
 
 /// Words that pass by a block: those before its centres that windows reach, the centres, those behind them that windows
@@ -40,6 +44,8 @@ pub(crate) struct Windows {
     lines: Vec<u32>,
     /// For each word that windows reach, the share that its place counts: [`MOST_PLACES`] over its number of places.
     shares: Vec<f32>,
+    /// With subwords, how often each row of the input table is used; 0 between two blocks.
+    uses: Vec<u32>,
     centres: usize,
     window: usize,
     negatives: Vec<u32>,
@@ -48,12 +54,14 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    pub fn new(centres: usize, window: usize, negatives: usize) -> Self {
+    /// `subword_rows` is the number of rows of the input table, or 0 without subwords.
+    pub fn new(centres: usize, window: usize, negatives: usize, subword_rows: usize) -> Self {
         let length = 2 * (centres + window);
         Self {
             words: vec![NO_ROW; length],
             lines: vec![u32::MAX; length],
             shares: vec![1.0; centres + 2 * window],
+            uses: vec![0; subword_rows],
             centres,
             window,
             negatives: vec![NO_ROW; negatives],
@@ -149,11 +157,33 @@ impl Windows {
         }
     }
 
+    fn find_shares_of_subwords(&mut self, subwords: &Subwords) {
+        let words = &self.words[..self.shares.len()];
+        let rows = || words.iter().filter(|&&word| word != NO_ROW).flat_map(|&word| subwords.of_word(word));
+        rows().for_each(|&row| self.uses[row as usize] += 1);
+        for (share, &word) in self.shares.iter_mut().zip(words).filter(|(_, word)| **word != NO_ROW) {
+            let rows = subwords.of_word(word);
+            let uses: u64 = rows.iter().map(|&row| u64::from(self.uses[row as usize])).sum();
+            *share = ((MOST_PLACES * rows.len()) as f32 / uses as f32).min(1.0);
+        }
+        rows().for_each(|&row| self.uses[row as usize] = 0);
+    }
+
     /// Draws the windows of block `number`: row i of `weights` has the share of a context where it counts as a pair of
     /// centre i, else 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may
     /// reach.
-    pub fn pairs(&mut self, number: BlockNumber, weights: &mut [f32], band: usize, tile: usize) {
-        self.find_shares();
+    pub fn pairs(
+        &mut self,
+        number: BlockNumber,
+        subwords: Option<&Subwords>,
+        weights: &mut [f32],
+        band: usize,
+        tile: usize,
+    ) {
+        match subwords {
+            None => self.find_shares(),
+            Some(subwords) => self.find_shares_of_subwords(subwords),
+        }
         let stream = number.stream(Purpose::Windows);
         let mut words = [0; 4];
         for (centre, weights) in weights.chunks_exact_mut(band).enumerate() {
