@@ -12,6 +12,7 @@
 pub(crate) mod block;
 pub(crate) mod rows;
 pub(crate) mod subwords;
+pub(crate) mod update;
 pub(crate) mod windows;
 
 use std::sync::Arc;

@@ -425,4 +425,24 @@ mod tests {
         assert_eq!(block(2, &[1.0; 30]), 15);
         assert_eq!(block(2, &[1.0; 1000]), 48);
     }
+
+    /// Words that have nearly all rows in common are nearly one word.
+    #[test]
+    fn blocks_are_small_where_words_share_their_subwords() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let words = |stem: fn(usize) -> String| (0..100).map(stem).collect::<Vec<_>>().join(" ");
+        let alike = words(|number| format!("a_long_common_stem_{}", char::from(b'!' + (number % 90) as u8)));
+        let unlike = words(|number| char::from_u32(0x4e00 + 7 * number as u32).unwrap().to_string());
+        let block = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            let corpus = TextFiles::collect(&[file.path()], &crate::data::TextOptions::default()).unwrap();
+            let vocabulary = WordVocabulary::build(&corpus, crate::data::WordSplit::Blanks, 1).unwrap();
+            let kept: Vec<f64> = vocabulary.counts().iter().map(|&count| count as f64).collect();
+            let subwords = Subwords::new(&vocabulary, crate::config::SubwordConfig::default());
+            stable_block(&WordTrainingConfig::default(), &kept, Some(&subwords))
+        };
+        // Seven words in eight of a word's rows in common: 1/0.9; one row of its own: 1/Σ p².
+        let (alike, unlike) = (block(&alike), block(&unlike));
+        assert_eq!((alike, unlike), (1, 48));
+    }
 }

@@ -112,3 +112,66 @@ impl<T: Table> Rows for Composed<'_, T> {
         self.subwords.of_word(row).iter().for_each(|&row| self.table.prefetch(row));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{TextFiles, TextOptions, WordSplit};
+
+    fn vocabulary(text: &str) -> WordVocabulary {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap()
+    }
+
+    /// The buckets that gensim's port of fastText, `ft_ngram_hashes(word, min, max, 2000000)`, gives.
+    #[test]
+    fn ngrams_fall_into_the_buckets_of_fasttext() {
+        let cases: [(&str, usize, usize, &[u32]); 7] = [
+            ("the", 3, 6, &[1_151_151, 409_726, 1_648_960, 861_980, 60_934, 816_280]),
+            ("größe", 3, 4, &[606_866, 525_807, 1_605_985, 925_915, 114_038, 1_900_137, 1_147_321, 342_149, 679_512]),
+            ("banana", 3, 3, &[1_058_126, 1_963_270, 283_141, 1_905_850, 283_141, 1_231_562]),
+            ("a", 3, 6, &[1_087_600]),
+            ("a", 1, 2, &[1_008_750, 2220, 1_614_806]),
+            ("日本語", 2, 3, &[1_752_687, 758_587, 387_409, 35_559, 460_575, 1_674_355, 1_432_255]),
+            ("a", 4, 6, &[]),
+        ];
+        for (word, min_length, max_length, expected) in cases {
+            let config = SubwordConfig { min_length, max_length, buckets: 2_000_000 };
+            let mut found = Vec::new();
+            for_each_ngram(word, config, |hash| found.push(hash % config.buckets));
+            // gensim has the shorter n-grams of a start first too.
+            assert_eq!(found, expected, "{word} {min_length} {max_length}");
+        }
+    }
+
+    #[test]
+    fn a_word_has_its_own_row_and_those_of_its_ngrams() {
+        let vocabulary = vocabulary("the the the banana banana a");
+        let config = SubwordConfig { min_length: 3, max_length: 6, buckets: 2_000_000 };
+        let subwords = Subwords::new(&vocabulary, config);
+        assert_eq!(subwords.row_count(), 2_000_003);
+        for (id, word) in vocabulary.words().enumerate() {
+            assert_eq!(subwords.of_word(id as u32)[0], id as u32);
+            assert_eq!(subwords.of_word(id as u32)[1..], subwords.of_ngrams(word));
+        }
+        assert_eq!(subwords.of_word(0), [0, 1_151_154, 409_729, 1_648_963, 861_983, 60_937, 816_283]);
+        let weights = subwords.row_weights(|word| [1.0, 10.0, 100.0][word]);
+        // "ana" is in "banana" twice, and "<a>" in "a" alone.
+        assert_eq!([0, 1, 283_144, 1_151_154, 1_087_603].map(|row: usize| weights[row]), [1.0, 10.0, 20.0, 1.0, 100.0]);
+        assert_eq!(
+            weights.iter().sum::<f64>(),
+            (0..3).map(|id| { [1.0, 10.0, 100.0][id as usize] * subwords.of_word(id).len() as f64 }).sum::<f64>()
+        );
+    }
+
+    #[test]
+    fn long_words_are_cut_in_time_linear_in_their_length() {
+        let word = "ü".repeat(60_000);
+        let mut count = 0;
+        for_each_ngram(&word, SubwordConfig::default(), |_| count += 1);
+        // Of 60,002 characters there are 60,000 n-grams of 3, 59,999 of 4 and so on.
+        assert_eq!(count, 4 * 60_000 - 6);
+    }
+}

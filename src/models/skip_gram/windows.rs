@@ -217,3 +217,50 @@ fn draw(table: &AliasTable, number: BlockNumber, negatives: &mut [u32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SubwordConfig;
+    use crate::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
+
+    /// Of n places, a word counts at each as min(1, 4/Σ over the places of the share of its rows that it has in common).
+    #[test]
+    fn with_subwords_a_place_counts_by_the_rows_that_words_share() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "prefix_1 prefix_2 prefix_3 prefix_4 prefix_5 prefix_6 other aaaaaaaaaaaa")
+            .unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let subwords = Subwords::new(&vocabulary, SubwordConfig::default());
+        let (centres, window) = (10, 2);
+        let mut windows = Windows::new(centres, window, 2, subwords.row_count());
+        let id = |word: &str| vocabulary.id(word).unwrap();
+        let mut words: Vec<u32> = (1..=6).map(|number| id(&format!("prefix_{number}"))).collect();
+        words.extend([id("prefix_1"), NO_ROW, id("other"), id("other"), id("aaaaaaaaaaaa"), id("prefix_2"), NO_ROW]);
+        words.resize(2 * (centres + window), NO_ROW);
+        let number = BlockNumber { seed: 1, worker: 0, epoch: 0, block: 0 };
+        let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
+        windows.restore((&words, &vec![0; words.len()], number), &table);
+        // Twice: the counts of one block must not reach the next.
+        for _ in 0..2 {
+            windows.pairs(number, Some(&subwords), &mut vec![0.0; centres * 16], 16, 12);
+            let places = &words[..centres + 2 * window];
+            let mut capped = 0;
+            for (place, &word) in places.iter().enumerate().filter(|&(_, &word)| word != NO_ROW) {
+                let rows = subwords.of_word(word);
+                let others = places.iter().filter(|&&other| other != NO_ROW);
+                let pairs = others
+                    .flat_map(|&other| subwords.of_word(other))
+                    .map(|row| rows.iter().filter(|&own| own == row).count() as f64 / rows.len() as f64);
+                let expected = (4.0 / pairs.sum::<f64>()).min(1.0);
+                let found = f64::from(windows.shares[place]);
+                assert!((found - expected).abs() < 1e-6, "{}: {found} for {expected}", vocabulary.word(word));
+                capped += u32::from(expected < 1.0);
+                let name = vocabulary.word(word);
+                assert_eq!(expected < 1.0, name != "other", "{name}: {expected}");
+            }
+            assert_eq!(capped, 9);
+        }
+    }
+}
