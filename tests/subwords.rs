@@ -41,22 +41,29 @@ fn stem(number: u64) -> String {
 
 const ENDINGS: [&str; 4] = ["s", "ed", "ing", "ation"];
 
-/// Lines of words from one of four topics, of 30 words each: stems with endings. Every form of a stem is of another
-/// topic, so that nothing but their letters makes them alike.
-fn forms(lines: u64) -> String {
+/// Lines of words from one of four topics: 30 stems with four endings. `topic(stem, ending)` is that of a word.
+fn forms(lines: u64, topic: impl Fn(u64, u64) -> u64) -> String {
     let stream = Stream::new(7, Purpose::Caller, 0);
     let mut text = String::new();
     for line in 0..lines {
-        let topic = stream.below(20 * line, 4);
-        for word in 1..16 {
-            let number = stream.below(20 * line + word, 30);
+        let words: Vec<(u64, u64)> = (0..30)
+            .flat_map(|stem| (0..4).map(move |ending| (stem, ending)))
+            .filter(|&(stem, ending)| topic(stem, ending) == line % 4)
+            .collect();
+        for word in 0..15 {
+            let (number, ending) = words[stream.below(15 * line + word, words.len() as u64) as usize];
             text += &stem(number);
-            text += ENDINGS[((number + topic) % 4) as usize];
+            text += ENDINGS[ending as usize];
             text += " ";
         }
         text += "\n";
     }
     text
+}
+
+/// Every form of a stem is of another topic, so that nothing but their letters makes them alike.
+fn mixed(lines: u64) -> String {
+    forms(lines, |stem, ending| (stem + ending) % 4)
 }
 
 /// Mean cosine of two forms of a stem, less that of all pairs.
@@ -80,7 +87,7 @@ fn attraction_of_forms(trainer: &WordTrainer) -> f64 {
 
 #[test]
 fn forms_of_a_word_are_closer_than_without_subwords() {
-    let text = forms(600);
+    let text = mixed(600);
     for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
         for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 3), (WorkerMode::Async, 2)]
         {
@@ -90,25 +97,27 @@ fn forms_of_a_word_are_closer_than_without_subwords() {
             assert!(summary.loss < 0.95 * 6.0 * std::f64::consts::LN_2, "{summary:?}");
             let [without, with] = [&without, &with].map(attraction_of_forms);
             println!("{objective:?}, {mode:?}, {workers} workers: {without:.3} {with:.3}, loss {:.3}", summary.loss);
-            assert!(without.abs() < 0.15 && with > without + 0.2, "{objective:?}, {mode:?}: {with} after {without}");
+            assert!(with > without + 0.2, "{objective:?}, {mode:?}: {with} after {without}");
         }
     }
 }
 
-/// A word nobody has seen is near the words it shares its letters with.
+/// A word nobody has seen is near those of the topic that its stem is of.
 #[test]
-fn a_new_form_finds_its_stem() {
-    let (trainer, _) = train(&forms(600), config());
+fn a_new_form_finds_its_topic() {
+    let (trainer, _) = train(&forms(600, |stem, _| stem % 4), config());
     let vectors = trainer.model().vectors();
     let unit = UnitVectors::new(vectors.view(), Parallelism::SEQUENTIAL);
+    let topic = |id: u32| (0..30).find(|&number| trainer.vocabulary().word(id).starts_with(&stem(number))).unwrap() % 4;
     let mut found = 0;
     for number in 0..30 {
         let word = stem(number) + "able";
         assert_eq!(trainer.vocabulary().id(&word), None);
         let query = trainer.vector_of(&word).unwrap().insert_axis(Axis(0));
         let nearest = unit.nearest(query.view(), 1, None, Parallelism::SEQUENTIAL)[0][0].id;
-        found += u32::from(trainer.vocabulary().word(nearest).starts_with(&stem(number)));
+        found += u32::from(topic(nearest) == number % 4);
     }
+    // By chance it would be 7 or 8.
     assert!(found >= 25, "{found} of 30");
 }
 
@@ -128,7 +137,7 @@ fn buckets(word: &str) -> Vec<usize> {
 
 #[test]
 fn vectors_are_means_of_rows() {
-    let (trainer, _) = train(&(forms(100) + "größe größte é\n"), config());
+    let (trainer, _) = train(&(mixed(100) + "größe größte é\n"), config());
     let (vocabulary, model) = (trainer.vocabulary(), trainer.model());
     let rows = model.input_rows();
     assert_eq!(rows.dim(), (vocabulary.len() + BUCKETS as usize, 20));
@@ -161,7 +170,7 @@ fn vectors_are_means_of_rows() {
 
 #[test]
 fn a_deterministic_run_has_the_same_bits_twice() {
-    let text = forms(100);
+    let text = mixed(100);
     for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
         for workers in [1, 2, 3] {
             let values = |seed| {
@@ -178,7 +187,7 @@ fn a_deterministic_run_has_the_same_bits_twice() {
 #[test]
 fn words_with_the_same_subwords_do_not_diverge() {
     let stream = Stream::new(8, Purpose::Caller, 0);
-    let mut text = forms(300);
+    let mut text = mixed(300);
     for line in 0..60 {
         for word in 0..40 {
             text += &format!("a_very_long_common_stem_{} ", stream.below(40 * line + word, 300));

@@ -15,6 +15,7 @@ mod saving;
 mod shard;
 mod trainer;
 mod word_checkpointing;
+mod word_shared;
 mod word_trainer;
 mod word_worker;
 

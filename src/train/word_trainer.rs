@@ -4,11 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ndarray::Array1;
-
 use super::saving::Saving;
 use super::word_checkpointing::WordData;
-use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
+use super::word_shared::Shared;
+use super::word_worker::{WordWorker, WorkerPlace, deterministic_round};
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
@@ -190,7 +189,7 @@ impl WordTrainer {
 
     /// The vector of a word; with subwords, also of one outside the vocabulary (see [`SkipGram::vector_of`]).
     #[must_use]
-    pub fn vector_of(&self, word: &str) -> Option<Array1<f32>> {
+    pub fn vector_of(&self, word: &str) -> Option<ndarray::Array1<f32>> {
         self.model.vector_of(&self.vocabulary, word)
     }
 
