@@ -7,12 +7,13 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use cllm::checkpoint::Accept;
-use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::config::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{TextFiles, WordSplit, WordVocabulary};
 use cllm::export::{self, VectorFormat};
 use cllm::parallel::Parallelism;
-use cllm::similarity::UnitVectors;
+use cllm::similarity::{Neighbour, UnitVectors};
 use cllm::train::WordTrainer;
+use ndarray::Axis;
 use serde::{Deserialize, Serialize};
 
 #[path = "common/corpus.rs"]
@@ -76,6 +77,14 @@ struct Arguments {
     /// Negatives that a block shares, a multiple of 16
     #[arg(long)]
     shared_negatives: Option<usize>,
+    /// Train character n-grams as parts of words, so that words outside the vocabulary get a vector too
+    #[arg(long)]
+    #[serde(default)]
+    subwords: bool,
+    /// Rows that n-grams are hashed into
+    #[arg(long, default_value_t = SubwordConfig::default().buckets, requires = "subwords", value_name = "N")]
+    #[serde(default)]
+    buckets: u32,
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Where to write the vectors
@@ -178,6 +187,7 @@ impl Arguments {
             },
             block: self.block.unwrap_or(defaults.block),
             shared_negatives: self.shared_negatives.unwrap_or(defaults.shared_negatives),
+            subwords: self.subwords.then(|| SubwordConfig { buckets: self.buckets, ..Default::default() }),
             save_interval: (self.save_every > 0).then_some(self.save_every),
             keep_checkpoints: (self.keep > 0).then_some(self.keep),
             seed: self.seed,
@@ -256,12 +266,20 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
 
     let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
     if arguments.data.is_empty() {
-        let search = UnitVectors::new(vectors, Parallelism::SEQUENTIAL);
+        let search = UnitVectors::new(vectors.view(), Parallelism::SEQUENTIAL);
+        let words = |found: &[Neighbour]| -> String {
+            let words: Vec<&str> = found.iter().map(|neighbour| vocabulary.word(neighbour.id)).collect();
+            words.join(" ")
+        };
         for word in ["Vec", "Option", "println", "usize", "impl", "unwrap"] {
             if let Some(id) = vocabulary.id(word) {
-                let found = search.similar(id, 6, None, Parallelism::SEQUENTIAL);
-                let words: Vec<&str> = found.iter().map(|neighbour| vocabulary.word(neighbour.id)).collect();
-                println!("{word}: {}", words.join(" "));
+                println!("{word}: {}", words(&search.similar(id, 6, None, Parallelism::SEQUENTIAL)));
+            }
+        }
+        for word in ["VecOfOptions", "unwrap_or_print", "u128size"] {
+            if let (None, Some(vector)) = (vocabulary.id(word), trainer.vector_of(word)) {
+                let found = search.nearest(vector.view().insert_axis(Axis(0)), 6, None, Parallelism::SEQUENTIAL);
+                println!("{word}, not in the vocabulary: {}", words(&found[0]));
             }
         }
     }
@@ -272,7 +290,7 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
             Format::Npy => VectorFormat::Npy,
             Format::Safetensors => VectorFormat::Safetensors,
         };
-        export::write(path, format, vocabulary.words(), vectors)?;
+        export::write(path, format, vocabulary.words(), vectors.view())?;
     }
     report(&summary, vocabulary, arguments.json);
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ pub use preset::Preset;
 pub use similarity::SimilarityConfig;
 pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};
 pub use transformer::TransformerConfig;
-pub use word_training::{WordObjective, WordTrainingConfig, WorkerMode};
+pub use word_training::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 
 use crate::{Error, Result};
 

@@ -44,8 +44,8 @@ impl WordVectors {
     }
 
     /// The vectors that were trained for a vocabulary.
-    pub(crate) fn of_vocabulary(vocabulary: &WordVocabulary, vectors: ArrayView2<'_, f32>) -> Result<Self> {
-        Self::new(vocabulary.words(), vectors.to_owned())
+    pub(crate) fn of_vocabulary(vocabulary: &WordVocabulary, vectors: Array2<f32>) -> Result<Self> {
+        Self::new(vocabulary.words(), vectors)
     }
 
     /// What the readers end with; `error` makes an error of a row, counted from 1, and what is wrong with it.

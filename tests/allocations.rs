@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cllm::config::{
-    PairEncoderConfig, PairTrainingConfig, SimilarityConfig, WordObjective, WordTrainingConfig, WorkerMode,
+    PairEncoderConfig, PairTrainingConfig, SimilarityConfig, SubwordConfig, WordObjective, WordTrainingConfig,
+    WorkerMode,
 };
 use cllm::data::{
     Batch, BatchOrder, PairSource, PairStoreBuilder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter,
@@ -259,8 +260,11 @@ fn warm_steps_allocate_nothing() {
     for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
         for (mode, workers) in [(WorkerMode::Deterministic, 1), (WorkerMode::Deterministic, 2), (WorkerMode::Async, 2)]
         {
-            let config = WordTrainingConfig { objective, mode, workers, ..Default::default() };
-            assert_eq!(alone(|| in_words(&corpus, config)), 0, "{objective:?}, {mode:?}, {workers} workers");
+            for subwords in [None, Some(SubwordConfig { buckets: 100, ..Default::default() })] {
+                let config = WordTrainingConfig { objective, mode, workers, subwords, ..Default::default() };
+                let what = format!("{objective:?}, {mode:?}, {workers} workers, {subwords:?}");
+                assert_eq!(alone(|| in_words(&corpus, config)), 0, "{what}");
+            }
         }
     }
 

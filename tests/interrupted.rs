@@ -186,9 +186,9 @@ fn forget_half(run: &Path) {
 fn resumed_word_embeddings_end_in_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    for model in ["skipgram", "cbow"] {
-        let [whole, halves] = ["whole", "halves"].map(|name| format!("{model}-{name}"));
-        let flags = format!("--model {model} --epochs 4 --save-every 1000");
+    for (model, subwords) in [("skipgram", ""), ("cbow", ""), ("skipgram", " --subwords --buckets 300")] {
+        let [whole, halves] = ["whole", "halves"].map(|name| format!("{model}{}-{name}", subwords.len()));
+        let flags = format!("--model {model} --epochs 4 --save-every 1000{subwords}");
         succeed(new_words(folder, &whole, &flags));
         succeed(new_words(folder, &halves, &flags));
         let out = folder.join(&halves).with_extension("vec");
@@ -204,13 +204,13 @@ fn resumed_word_embeddings_end_in_the_same_bytes() {
         succeed(resume_words(folder, &halves, &[]));
         assert!(fs::read(&out).unwrap() == expected, "{model}");
     }
-    let output = new_words(folder, "cbow-whole", "--epochs 4").output().unwrap();
+    let output = new_words(folder, "cbow0-whole", "--epochs 4").output().unwrap();
     assert!(output.status.code() == Some(1) && stderr(&output).contains("--resume"), "{}", stderr(&output));
     for (flags, message) in [(["--dim", "16"], "--dim is 8"), (["--epochs", "3"], "--epochs is 4")] {
-        let output = resume_words(folder, "cbow-whole", &flags).output().unwrap();
+        let output = resume_words(folder, "cbow0-whole", &flags).output().unwrap();
         assert!(output.status.code() == Some(1) && stderr(&output).contains(message), "{}", stderr(&output));
     }
-    succeed(resume_words(folder, "cbow-whole", &["--epochs", "5"]));
+    succeed(resume_words(folder, "cbow0-whole", &["--epochs", "5"]));
 }
 
 /// A run of text encoders on lines of the corpus in `folder` and what they say.

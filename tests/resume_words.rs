@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use cllm::checkpoint::{Accept, Checkpoint};
-use cllm::config::{WordObjective, WordTrainingConfig, WorkerMode};
+use cllm::config::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
 use cllm::rng::{Purpose, Stream};
 use cllm::train::{WordSummary, WordTrainer};
@@ -62,37 +62,44 @@ fn every_objective_and_worker_count_resumes_exactly() {
     let folder = tempfile::tempdir().unwrap();
     let text = corpus(&folder.path().join("text"), 300);
     let mut resumed = 0;
-    for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
-        for workers in [1, 2, 3] {
-            let run = folder.path().join(format!("{objective:?}-{workers}"));
-            let config = WordTrainingConfig {
-                objective,
-                workers,
-                save_interval: Some(1500),
-                keep_checkpoints: None,
-                ..config()
-            };
-            let mut whole = trainer(&text, &config);
-            whole.save_to(&run).unwrap();
-            let summary = to_the_end(&mut whole, &text).unwrap();
-            let expected = files(&whole.save(&run).unwrap());
-            assert_eq!((summary.words, summary.run_words), (whole.words(), whole.words()));
-            drop(whole);
-            let all = checkpoints(&run);
-            assert!(all.len() > 5, "{all:?}");
-            for from in all {
-                let mut trainer = resume(&from).unwrap();
-                let before = trainer.words();
-                let found = to_the_end(&mut trainer, &text).unwrap();
-                assert_eq!((found.words, found.run_words), (summary.words, summary.words - before));
-                assert_eq!(found.loss.to_bits(), summary.loss.to_bits(), "{objective:?}, {workers} workers");
-                let end = tempfile::tempdir().unwrap();
-                assert!(files(&trainer.save(end.path()).unwrap()) == expected, "{objective:?}, {workers}: {from:?}");
-                resumed += 1;
-            }
+    let plain = |objective| [1, 2, 3].map(|workers| (objective, workers, None));
+    let subwords = Some(SubwordConfig { buckets: 400, ..Default::default() });
+    let with_subwords = [(WordObjective::SkipGram, 2, subwords), (WordObjective::Cbow, 1, subwords)];
+    let cases = [&plain(WordObjective::SkipGram)[..], &plain(WordObjective::Cbow), &with_subwords].concat();
+    for (objective, workers, subwords) in cases {
+        let run = folder.path().join(format!("{objective:?}-{workers}-{}", subwords.is_some()));
+        let config = WordTrainingConfig {
+            objective,
+            workers,
+            subwords,
+            save_interval: Some(1500),
+            keep_checkpoints: None,
+            ..config()
+        };
+        let mut whole = trainer(&text, &config);
+        whole.save_to(&run).unwrap();
+        let summary = to_the_end(&mut whole, &text).unwrap();
+        let expected = files(&whole.save(&run).unwrap());
+        assert_eq!((summary.words, summary.run_words), (whole.words(), whole.words()));
+        drop(whole);
+        let all = checkpoints(&run);
+        assert!(all.len() > 5, "{all:?}");
+        for from in all {
+            let mut trainer = resume(&from).unwrap();
+            let before = trainer.words();
+            let found = to_the_end(&mut trainer, &text).unwrap();
+            assert_eq!((found.words, found.run_words), (summary.words, summary.words - before));
+            assert_eq!(found.loss.to_bits(), summary.loss.to_bits(), "{objective:?}, {workers} workers");
+            let end = tempfile::tempdir().unwrap();
+            assert!(
+                files(&trainer.save(end.path()).unwrap()) == expected,
+                "{objective:?}, {workers}, {subwords:?}: {from:?}"
+            );
+            resumed += 1;
         }
     }
     println!("{resumed} checkpoints resumed");
+    assert!(resumed > 40, "{resumed}");
 }
 
 /// A run that the callback stops and another call continues, in one process and in two.
@@ -150,6 +157,7 @@ fn what_differs_is_refused_by_name() {
     for (changed, name) in [
         (WordTrainingConfig { seed: 2, ..config.clone() }, "seed"),
         (WordTrainingConfig { epochs: 2, ..config.clone() }, "epochs"),
+        (WordTrainingConfig { subwords: Some(SubwordConfig::default()), ..config.clone() }, "subwords"),
     ] {
         let error = with(changed, Accept::Exact).unwrap_err();
         assert!(matches!(&error, Error::Differences { differences } if differences[0].name == name), "{error}");

@@ -267,8 +267,8 @@ fn files_of_word2vec_hold_every_row() {
     let run = train(b"x x x y y z\n", 1, WordTrainingConfig { dim: 3, ..config() }).unwrap();
     let (vocabulary, vectors) = (run.trainer.vocabulary(), run.trainer.model().vectors());
     let (text, binary) = (folder.path().join("text"), folder.path().join("binary"));
-    word2vec::write_text(&text, vocabulary.words(), vectors).unwrap();
-    word2vec::write_binary(&binary, vocabulary.words(), vectors).unwrap();
+    word2vec::write_text(&text, vocabulary.words(), vectors.view()).unwrap();
+    word2vec::write_binary(&binary, vocabulary.words(), vectors.view()).unwrap();
     let (mut expected_text, mut expected_binary) = ("3 3\n".to_owned(), b"3 3\n".to_vec());
     for (word, row) in ["x", "y", "z"].iter().zip(vectors.rows()) {
         expected_text += &format!("{word} {} {} {}\n", row[0], row[1], row[2]);

@@ -30,6 +30,45 @@ pub enum WorkerMode {
     Async,
 }
 
+/// Character n-grams as parts of words (Bojanowski et al., "Enriching word vectors with subword information", 2017).
+///
+/// A word's input vector is the mean of a row of its own and of the rows of its n-grams, those of the word between `<`
+/// and `>`: `<th`, `the`, `he>`, `<the`, … for `the`. Words that share parts share rows, and words outside the vocabulary
+/// get a vector. N-grams are hashed, as fastText does, into `buckets` rows, which those that meet there share.
+///
+/// Costs `buckets`·dim·4 bytes of memory and of a checkpoint, and some 20 rows to read and update for each word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SubwordConfig {
+    /// Characters of the shortest n-grams, `<` and `>` included.
+    pub min_length: usize,
+    /// Characters of the longest.
+    pub max_length: usize,
+    /// Rows of n-grams.
+    pub buckets: u32,
+}
+
+impl Default for SubwordConfig {
+    /// N-grams of 3 to 6 characters, as in fastText, in 500 thousand buckets, a quarter of fastText's.
+    fn default() -> Self {
+        Self { min_length: 3, max_length: 6, buckets: 500_000 }
+    }
+}
+
+impl SubwordConfig {
+    fn validate(self) -> Result<()> {
+        positive("subwords.min_length", self.min_length)?;
+        if self.max_length < self.min_length || self.max_length > 64 {
+            let expected = format!("must lie between min_length, {}, and 64", self.min_length);
+            return Err(Error::config("subwords.max_length", self.max_length, expected));
+        }
+        if self.buckets == 0 || self.buckets > 1 << 30 {
+            return Err(Error::config("subwords.buckets", self.buckets, "must lie between 1 and 2³⁰"));
+        }
+        Ok(())
+    }
+}
+
 /// Everything that training of word embeddings is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -57,6 +96,8 @@ pub struct WordTrainingConfig {
     pub block: usize,
     /// Negatives that a block shares, a multiple of 16.
     pub shared_negatives: usize,
+    /// Character n-grams as parts of the input vectors; none without.
+    pub subwords: Option<SubwordConfig>,
     /// Words of the corpus between two checkpoints; none without.
     pub save_interval: Option<u64>,
     /// Checkpoints that are kept in the run folder, the last ones; all without.
@@ -84,6 +125,7 @@ impl Default for WordTrainingConfig {
             minimum_learning_rate: 1e-4,
             block: 48,
             shared_negatives: 32,
+            subwords: None,
             save_interval: None,
             keep_checkpoints: Some(3),
             workers: 1,
@@ -132,6 +174,7 @@ impl WordTrainingConfig {
         if self.keep_checkpoints == Some(0) {
             return Err(Error::config("keep_checkpoints", 0, "must be at least 1, or left out"));
         }
+        self.subwords.map_or(Ok(()), SubwordConfig::validate)?;
         within("negatives", self.negatives, 0.0, f64::INFINITY)?;
         within("sample", self.sample, 0.0, f64::INFINITY)?;
         within("negative_power", self.negative_power, 0.0, 4.0)?;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::word_checkpointing::WordData;
-use super::word_worker::{Shared, WordWorker, WorkerPlace, deterministic_round};
+use super::word_shared::Shared;
+use super::word_worker::{WordWorker, WorkerPlace, deterministic_round};
 use crate::checkpoint::saving::Saving;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
@@ -99,7 +100,7 @@ impl WordTrainer {
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if a value is not valid;
     /// [`Error::Threads`](crate::Error::Threads) if the threads cannot be started.
     pub fn new(vocabulary: WordVocabulary, config: WordTrainingConfig) -> Result<Self> {
-        let model = SkipGram::new(vocabulary.len(), &config)?;
+        let model = SkipGram::new(&vocabulary, &config)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|worker| format!("cllm worker {worker}"))
@@ -127,7 +128,7 @@ impl WordTrainer {
         self.begin_run(corpus)?;
         let start = Instant::now();
         let Self { vocabulary, config, model, places, saving, data, pool } = self;
-        let shared = Shared::new(vocabulary, config, corpus);
+        let shared = Shared::new(vocabulary, config, model.subwords(), corpus);
         let mut workers = (0..config.workers)
             .map(|worker| match places.get(worker).and_then(Option::as_ref) {
                 None => Ok(WordWorker::new(&shared, worker)),
@@ -172,18 +173,24 @@ impl WordTrainer {
         &self.model
     }
 
-    /// The words whose vectors the rows of the tables are.
+    /// The words, in the order of the tables' rows.
     #[must_use]
     pub fn vocabulary(&self) -> &WordVocabulary {
         &self.vocabulary
     }
 
-    /// A copy of the words and their input vectors.
+    /// A copy of the words and their input vectors, with subwords those that the rows make.
     ///
     /// # Errors
     /// [`Error::InvalidRow`] for a value that is not finite.
     pub fn word_vectors(&self) -> Result<WordVectors> {
-        WordVectors::of_vocabulary(&self.vocabulary, self.model.vectors())
+        WordVectors::of_vocabulary(&self.vocabulary, self.model.vectors().into_owned())
+    }
+
+    /// The vector of a word; with subwords, also of one outside the vocabulary (see [`SkipGram::vector_of`]).
+    #[must_use]
+    pub fn vector_of(&self, word: &str) -> Option<ndarray::Array1<f32>> {
+        self.model.vector_of(&self.vocabulary, word)
     }
 
     /// The settings.

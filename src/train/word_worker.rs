@@ -5,78 +5,15 @@ use std::sync::atomic::AtomicU32;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{WordObjective, WordTrainingConfig};
-use crate::data::{AliasTable, StreamPlace, TextFiles, WordStream, WordVocabulary};
+use super::word_shared::Shared;
+use crate::config::WordTrainingConfig;
+use crate::data::{StreamPlace, WordStream};
 use crate::kernels::elementwise::axpy;
 use crate::models::skip_gram::block::{Block, BlockLoss};
 use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing};
 use crate::models::skip_gram::windows::BlockNumber;
 use crate::parallel::{for_each_indexed, part_of};
 use crate::{Error, Result};
-
-/// What all workers look at.
-#[derive(Debug)]
-pub(super) struct Shared<'a> {
-    corpus: &'a TextFiles,
-    vocabulary: &'a WordVocabulary,
-    /// The settings, with the block that [`stable_block`] allows.
-    config: WordTrainingConfig,
-    keep: Vec<f32>,
-    negatives: AliasTable,
-    /// For each worker and each table, the end of the rows it updates: even shares of the expected updates.
-    input_ends: Vec<u32>,
-    output_ends: Vec<u32>,
-}
-
-impl<'a> Shared<'a> {
-    pub fn new(vocabulary: &'a WordVocabulary, config: &'a WordTrainingConfig, corpus: &'a TextFiles) -> Self {
-        let keep = vocabulary.keep_probabilities(config.sample);
-        let kept: Vec<f64> =
-            vocabulary.counts().iter().zip(&keep).map(|(&count, &keep)| count as f64 * f64::from(keep)).collect();
-        let drawn: Vec<f64> =
-            vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
-        let (all_kept, all_drawn): (f64, f64) = (kept.iter().sum(), drawn.iter().sum());
-        let config = WordTrainingConfig { block: stable_block(config, &kept), ..config.clone() };
-        let reach = (config.block + 2 * config.window) as f64;
-        let (positive_input, positive_output) = match config.objective {
-            WordObjective::SkipGram => (config.block as f64, reach),
-            WordObjective::Cbow => (reach, config.block as f64),
-        };
-        let rate =
-            |id: usize, positive: f64, negative: f64| positive * kept[id] / all_kept + negative * drawn[id] / all_drawn;
-        let (workers, rows) = (config.workers, vocabulary.len());
-        let input_ends = ends_of_shares(workers, rows, |id| rate(id, positive_input, 0.0));
-        let shared_negatives = config.shared_negatives as f64;
-        let output_ends = ends_of_shares(workers, rows, |id| rate(id, positive_output, shared_negatives));
-        Self { corpus, vocabulary, config, negatives: AliasTable::new(&drawn), input_ends, output_ends, keep }
-    }
-}
-
-/// The block size, lowered where few words make up the text.
-///
-/// The updates of a round, a block a worker, are made at tables that do not know of each other. With Σ p² the probability
-/// that two words of the text are the same, a word meets block·workers·Σ p² further updates of its own row; from about 2
-/// on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
-fn stable_block(config: &WordTrainingConfig, kept: &[f64]) -> usize {
-    let total: f64 = kept.iter().sum();
-    let repetition: f64 = kept.iter().map(|count| (count / total).powi(2)).sum();
-    let most = 1.0 / (repetition * config.workers as f64);
-    config.block.min(most as usize).max(1)
-}
-
-/// Cuts `0..rows` into contiguous shares of about the same sum of weights; returns their ends.
-fn ends_of_shares(shares: usize, rows: usize, weight: impl Fn(usize) -> f64) -> Vec<u32> {
-    let total: f64 = (0..rows).map(&weight).sum();
-    let (mut ends, mut sum) = (Vec::with_capacity(shares), 0.0);
-    for row in 0..rows {
-        sum += weight(row);
-        while ends.len() + 1 < shares && sum >= total * (ends.len() + 1) as f64 / shares as f64 {
-            ends.push(row as u32 + 1);
-        }
-    }
-    ends.resize(shares, rows as u32);
-    ends
-}
 
 /// Where a worker is between two blocks: all it needs to go on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,7 +43,7 @@ pub(super) struct WordWorker<'a> {
     shared: &'a Shared<'a>,
     index: usize,
     stream: WordStream<'a>,
-    block: Block,
+    block: Block<'a>,
     /// The epoch to begin when the text is at its end; the number of epochs once all are done.
     next_epoch: u64,
     bytes: Range<u64>,
@@ -132,14 +69,14 @@ enum State {
 
 impl<'a> WordWorker<'a> {
     pub fn new(shared: &'a Shared<'a>, index: usize) -> Self {
-        let Shared { corpus, vocabulary, config, keep, .. } = shared;
+        let Shared { corpus, vocabulary, subwords, config, keep, .. } = shared;
         let bytes = part_of(corpus.total_bytes() as usize, 1, index, config.workers);
         let bytes = bytes.start as u64..bytes.end as u64;
         Self {
             shared,
             index,
             stream: WordStream::new(corpus, vocabulary, keep, bytes.clone(), config.seed),
-            block: Block::new(config),
+            block: Block::new(config, subwords.as_deref()),
             next_epoch: 0,
             bytes,
             state: State::AtEnd,
@@ -244,7 +181,7 @@ impl<'a> WordWorker<'a> {
         true
     }
 
-    fn step(&mut self, compute: impl FnOnce(&mut Block, BlockNumber) -> BlockLoss) {
+    fn step(&mut self, compute: impl FnOnce(&mut Block<'_>, BlockNumber) -> BlockLoss) {
         if matches!(self.state, State::Finished | State::Failed) {
             return;
         }
@@ -339,8 +276,9 @@ pub(super) fn deterministic_round(
     output: &mut [f32],
 ) {
     for_each_indexed(workers, &|_, worker| worker.compute(input, output));
-    let rows = shared.vocabulary.len() as u32;
-    let share = Share { input, output, input_rows: 0..rows, output_rows: 0..rows };
+    let rows = |table: &[f32]| 0..(table.len() / shared.config.dim) as u32;
+    let (input_rows, output_rows) = (rows(input), rows(output));
+    let share = Share { input, output, input_rows, output_rows };
     update_shares(shared, workers, share, 0..workers.len());
 }
 
@@ -372,27 +310,4 @@ fn update_shares(shared: &Shared<'_>, workers: &[WordWorker<'_>], mut share: Sha
         || update_shares(shared, workers, left, part.start..middle),
         || update_shares(shared, workers, right, middle..part.end),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_the_rows_with_about_the_same_weight() {
-        assert_eq!(ends_of_shares(3, 6, |_| 1.0), [2, 4, 6]);
-        assert_eq!(ends_of_shares(2, 4, |row| [8.0, 1.0, 1.0, 1.0][row]), [1, 4]);
-        assert_eq!(ends_of_shares(4, 2, |row| [9.0, 1.0][row]), [1, 1, 1, 2]);
-        assert_eq!(ends_of_shares(3, 1, |_| 1.0), [1, 1, 1]);
-    }
-
-    #[test]
-    fn blocks_are_small_where_words_are_few() {
-        let block = |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept);
-        assert_eq!(block(1, &[5.0]), 1);
-        assert_eq!(block(4, &[5.0]), 1);
-        assert_eq!(block(1, &[1.0; 30]), 30);
-        assert_eq!(block(2, &[1.0; 30]), 15);
-        assert_eq!(block(2, &[1.0; 1000]), 48);
-    }
 }

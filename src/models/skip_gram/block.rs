@@ -17,7 +17,9 @@
 //! Sharing negatives is from Ji et al., "Parallelizing word2vec in shared and distributed memory" (2016), who share them
 //! within one window.
 
-use super::rows::{NO_ROW, Rows};
+use super::rows::{NO_ROW, Rows, Table};
+use super::subwords::{Composed, Subwords};
+use super::update::Update;
 use super::windows::{BlockNumber, Windows};
 use crate::config::{WordObjective, WordTrainingConfig};
 use crate::kernels::elementwise::{axpy, dot};
@@ -67,31 +69,12 @@ pub(crate) struct BlockLoss {
     pub pairs: f64,
 }
 
-/// Rows of a table, with what has to be added to each.
-#[derive(Clone, Copy)]
-pub(crate) struct Update<'a> {
-    words: &'a [u32],
-    gradients: &'a [f32],
-    stride: usize,
-    dim: usize,
-}
-
-impl Update<'_> {
-    /// Calls `each(row, gradient)` for every row below `rows.end` from `rows.start` on, in the order of the block.
-    pub fn for_each(self, rows: std::ops::Range<u32>, mut each: impl FnMut(u32, &[f32])) {
-        for (&word, gradient) in self.words.iter().zip(self.gradients.chunks_exact(self.stride)) {
-            if word != NO_ROW && rows.contains(&word) {
-                each(word, &gradient[..self.dim]);
-            }
-        }
-    }
-}
-
 /// The buffers of a block.
 #[derive(Debug)]
-pub(crate) struct Block {
+pub(crate) struct Block<'a> {
     shape: Shape,
     objective: WordObjective,
+    subwords: Option<&'a Subwords>,
     ratio: f32,
     pub windows: Windows,
     /// T × band: the weight of each pair.
@@ -127,8 +110,9 @@ fn prefetch(table: impl Rows, words: &[u32]) {
     words.iter().filter(|&&word| word != NO_ROW).for_each(|&word| table.prefetch(word));
 }
 
-impl Block {
-    pub fn new(config: &WordTrainingConfig) -> Self {
+impl<'a> Block<'a> {
+    /// With `subwords`, the vectors of the input table are those it makes of the rows.
+    pub fn new(config: &WordTrainingConfig, subwords: Option<&'a Subwords>) -> Self {
         let shape = Shape::new(config);
         let rows = |count: usize| AlignedBuffer::zeros(count * shape.stride);
         let (of_skip_gram, of_cbow) = match config.objective {
@@ -139,8 +123,14 @@ impl Block {
         Self {
             shape,
             objective: config.objective,
+            subwords,
             ratio: config.negatives as f32,
-            windows: Windows::new(shape.centres, config.window, shape.negatives),
+            windows: Windows::new(
+                shape.centres,
+                config.window,
+                shape.negatives,
+                subwords.map_or(0, Subwords::row_count),
+            ),
             weights: vec![0.0; shape.centres * shape.band],
             queries: rows(shape.centres),
             d_queries: rows(shape.centres),
@@ -158,11 +148,13 @@ impl Block {
     }
 
     /// The gradient of the block `number`, whose words are in `windows`, at the tables as they are.
-    pub fn compute(&mut self, number: BlockNumber, input: impl Rows, output: impl Rows) -> BlockLoss {
-        self.windows.pairs(number, &mut self.weights, self.shape.band, self.shape.tile);
-        match self.objective {
-            WordObjective::SkipGram => self.skip_gram(input, output),
-            WordObjective::Cbow => self.cbow(input, output),
+    pub fn compute(&mut self, number: BlockNumber, input: impl Table, output: impl Rows) -> BlockLoss {
+        self.windows.pairs(number, self.subwords, &mut self.weights, self.shape.band, self.shape.tile);
+        match (self.objective, self.subwords) {
+            (WordObjective::SkipGram, None) => self.skip_gram(input, output),
+            (WordObjective::Cbow, None) => self.cbow(input, output),
+            (WordObjective::SkipGram, Some(subwords)) => self.skip_gram(Composed { table: input, subwords }, output),
+            (WordObjective::Cbow, Some(subwords)) => self.cbow(Composed { table: input, subwords }, output),
         }
     }
 
@@ -293,8 +285,8 @@ impl Block {
     /// The gradient of rows of the input table.
     pub fn input_update(&self) -> Update<'_> {
         match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.centres(), &self.d_queries),
-            WordObjective::Cbow => self.update(self.windows.contexts(), &self.d_contexts),
+            WordObjective::SkipGram => self.update(self.windows.centres(), self.subwords, &self.d_queries),
+            WordObjective::Cbow => self.update(self.windows.contexts(), self.subwords, &self.d_contexts),
         }
     }
 
@@ -303,20 +295,21 @@ impl Block {
     /// For CBOW, as in word2vec.c, every word of a window takes the whole gradient of the mean, not its share of it.
     pub fn output_updates(&self) -> [Update<'_>; 2] {
         let positive = match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.contexts(), &self.d_contexts),
-            WordObjective::Cbow => self.update(self.windows.centres(), &self.d_targets),
+            WordObjective::SkipGram => self.update(self.windows.contexts(), None, &self.d_contexts),
+            WordObjective::Cbow => self.update(self.windows.centres(), None, &self.d_targets),
         };
-        [positive, self.update(self.windows.negatives(), &self.d_negatives)]
+        [positive, self.update(self.windows.negatives(), None, &self.d_negatives)]
     }
 
-    fn update<'a>(&self, words: &'a [u32], gradients: &'a [f32]) -> Update<'a> {
-        Update { words, gradients, stride: self.shape.stride, dim: self.shape.dim }
+    fn update<'u>(&self, words: &'u [u32], subwords: Option<&'u Subwords>, gradients: &'u [f32]) -> Update<'u> {
+        Update { words, subwords, gradients, stride: self.shape.stride, dim: self.shape.dim }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SubwordConfig;
     use crate::data::{AliasTable, TextFiles, TextOptions, WordSplit, WordStream, WordVocabulary};
     use crate::kernels::dispatch::under_every_instruction_set;
     use crate::models::skip_gram::rows::Frozen;
@@ -328,25 +321,31 @@ mod tests {
         WordTrainingConfig { objective, dim: 7, window: 2, block: 29, shared_negatives: 16, ..Default::default() }
     }
 
-    /// A block on a text of 26 words in lines of 1 to 11: its last places hold no word.
-    fn block(config: &WordTrainingConfig) -> (Block, usize) {
+    /// A text of 26 words in lines of 1 to 11.
+    fn text() -> (tempfile::TempDir, TextFiles, WordVocabulary) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text");
         std::fs::write(&path, "a b c a d\nb\n\ne f g a b a a b c h\nc d e\nf a b c h g a\n").unwrap();
         let corpus = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
         let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        (folder, corpus, vocabulary)
+    }
+
+    /// A block on the text: its last places hold no word.
+    fn block<'a>(config: &WordTrainingConfig, subwords: Option<&'a Subwords>) -> (Block<'a>, usize) {
+        let (_folder, corpus, vocabulary) = text();
         let keep = vec![1.0; vocabulary.len()];
         let mut stream = WordStream::new(&corpus, &vocabulary, &keep, 0..u64::MAX, 1);
         stream.restart(0).unwrap();
         let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
-        let mut block = Block::new(config);
+        let mut block = Block::new(config, subwords);
         block.windows.start(&mut stream, &table, NUMBER).unwrap();
         assert!(block.windows.advance(&mut stream, &table).unwrap().is_some());
         (block, vocabulary.len())
     }
 
     /// The loss of one centre, by the plain formula.
-    fn centre_loss(block: &Block, objective: WordObjective, centre: usize, input: &[f64], output: &[f64]) -> f64 {
+    fn centre_loss(block: &Block<'_>, objective: WordObjective, centre: usize, input: &[f64], output: &[f64]) -> f64 {
         let dim = block.shape.dim;
         let row = |table: &[f64], word: u32| table[word as usize * dim..][..dim].to_vec();
         let cost = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>().exp().ln_1p();
@@ -379,7 +378,7 @@ mod tests {
         attraction + weight * 5.0 / negatives.len() as f64 * repulsion
     }
 
-    fn pairs_of(block: &Block, centre: usize) -> f64 {
+    fn pairs_of(block: &Block<'_>, centre: usize) -> f64 {
         block.weights[centre * block.shape.band..][..block.shape.band].iter().map(|&weight| f64::from(weight)).sum()
     }
 
@@ -387,7 +386,7 @@ mod tests {
     fn loss_and_gradients_agree_with_the_plain_formula() {
         for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
             let config = config(objective);
-            let (mut block, words) = block(&config);
+            let (mut block, words) = block(&config, None);
             let mut tables = vec![0.0; 2 * words * config.dim];
             Stream::new(8, Purpose::Caller, 0).fill_normal(&mut tables, 0.5);
             let (input, output) = tables.split_at(words * config.dim);
@@ -450,7 +449,7 @@ mod tests {
     #[test]
     fn pairs_lie_within_a_line_and_within_the_window() {
         let config = config(WordObjective::SkipGram);
-        let (mut block, words) = block(&config);
+        let (mut block, words) = block(&config, None);
         let table = vec![0.0; words * config.dim];
         block.compute(NUMBER, Frozen { values: &table, dim: 7 }, Frozen { values: &table, dim: 7 });
         // The number of each word's line, by the places of the text; empty lines count.
@@ -474,6 +473,73 @@ mod tests {
             }
             let alone = lines.get(centre).is_none_or(|line| lines.iter().filter(|&other| other == line).count() == 1);
             assert_eq!(widest == 0, alone, "centre {centre}: neighbours are always within the window");
+        }
+    }
+
+    /// Against central differences of the plain formula by the vectors that the plain means of the rows are: as in fastText,
+    /// each row takes the whole gradient of a vector as often as it is part of it.
+    #[test]
+    fn rows_of_subwords_take_the_gradients_of_their_words() {
+        // So few buckets that words share them, and meet some of them twice.
+        let subwords = SubwordConfig { min_length: 1, max_length: 3, buckets: 5 };
+        let subwords = Subwords::new(&text().2, subwords);
+        for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
+            let config = config(objective);
+            let (dim, rows) = (config.dim, subwords.row_count());
+            let (mut block, words) = block(&config, Some(&subwords));
+            assert!((0..words as u32).any(|word| {
+                let rows = subwords.of_word(word);
+                rows.iter().enumerate().any(|(at, row)| rows[..at].contains(row))
+            }));
+            let mut tables = vec![0.0; (rows + words) * dim];
+            Stream::new(9, Purpose::Caller, 0).fill_normal(&mut tables, 0.5);
+            let (input, output) = tables.split_at(rows * dim);
+            let mut vectors = vec![0.0; words * dim];
+            for (word, vector) in vectors.chunks_mut(dim).enumerate() {
+                let rows = subwords.of_word(word as u32);
+                for (at, value) in vector.iter_mut().enumerate() {
+                    let values = rows.iter().map(|&row| f64::from(input[row as usize * dim + at]));
+                    *value = values.sum::<f64>() / rows.len() as f64;
+                }
+            }
+            let output_wide: Vec<f64> = output.iter().map(|&value| value.into()).collect();
+            under_every_instruction_set(|set| {
+                let found = block.compute(NUMBER, Frozen { values: input, dim }, Frozen { values: output, dim });
+                let loss = |vectors: &[f64]| -> f64 {
+                    (0..config.block).map(|centre| centre_loss(&block, objective, centre, vectors, &output_wide)).sum()
+                };
+                let whole = loss(&vectors);
+                assert!(whole > 10.0 && (found.loss - whole).abs() < 1e-5 * whole, "{set:?}: {found:?} for {whole}");
+                let mut expected = vec![0.0; input.len()];
+                for at in 0..vectors.len() {
+                    let slope = |centre: usize| {
+                        let moved = |by: f64| {
+                            let mut vectors = vectors.clone();
+                            vectors[at] += by;
+                            centre_loss(&block, objective, centre, &vectors, &output_wide)
+                        };
+                        let factor = if objective == WordObjective::Cbow { pairs_of(&block, centre) } else { 1.0 };
+                        factor * (moved(1e-5) - moved(-1e-5)) / 2e-5
+                    };
+                    let slope: f64 = (0..config.block).map(slope).sum();
+                    for &row in subwords.of_word((at / dim) as u32) {
+                        expected[row as usize * dim + at % dim] += slope;
+                    }
+                }
+                // In two parts, as two workers take them.
+                let mut gradient = vec![0.0; input.len()];
+                for range in [0..words as u32 + 2, words as u32 + 2..rows as u32] {
+                    block.input_update().for_each(range.clone(), |row, values| {
+                        assert!(range.contains(&row));
+                        let into = &mut gradient[row as usize * dim..][..dim];
+                        into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
+                    });
+                }
+                for (at, (found, expected)) in gradient.iter().zip(&expected).enumerate() {
+                    let what = format!("{objective:?}, {set:?}, element {at}: {found} for {expected}");
+                    assert!((found - expected).abs() < 2e-4, "{what}");
+                }
+            });
         }
     }
 }

@@ -3,17 +3,24 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::kernels::dispatch::prefetch;
+use crate::kernels::elementwise::add_assign;
 
 /// Stands for no row: a place beyond the ends of the text.
 pub(crate) const NO_ROW: u32 = u32::MAX;
 
-/// A table of rows, read one at a time.
+/// Rows that are read one at a time.
 pub(crate) trait Rows: Copy + Sync {
     /// Copies a row.
     fn read(self, row: u32, into: &mut [f32]);
 
     /// Has a row brought closer to the processor.
     fn prefetch(self, row: u32);
+}
+
+/// Rows that are stored as they are read.
+pub(crate) trait Table: Rows {
+    /// into ← into + row.
+    fn add_to(self, row: u32, into: &mut [f32]);
 }
 
 /// A table nobody writes to.
@@ -32,6 +39,13 @@ impl Rows for Frozen<'_> {
     #[inline]
     fn prefetch(self, row: u32) {
         prefetch(&self.values[row as usize * self.dim..][..self.dim]);
+    }
+}
+
+impl Table for Frozen<'_> {
+    #[inline]
+    fn add_to(self, row: u32, into: &mut [f32]) {
+        add_assign(into, &self.values[row as usize * self.dim..][..self.dim]);
     }
 }
 
@@ -54,6 +68,16 @@ impl Rows for Racing<'_> {
     #[inline]
     fn prefetch(self, row: u32) {
         prefetch(&self.values[row as usize * self.dim..][..self.dim]);
+    }
+}
+
+impl Table for Racing<'_> {
+    #[inline]
+    fn add_to(self, row: u32, into: &mut [f32]) {
+        let row = &self.values[row as usize * self.dim..][..self.dim];
+        for (into, value) in into.iter_mut().zip(row) {
+            *into += f32::from_bits(value.load(Ordering::Relaxed));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The words of a block, their windows, and the negatives they share.
 
 use super::rows::NO_ROW;
+use super::subwords::Subwords;
 use crate::Result;
 use crate::data::{AliasTable, WordStream};
 use crate::rng::{Purpose, Stream};
@@ -29,6 +30,9 @@ impl BlockNumber {
 ///
 /// A block's updates are made together, at tables that do not know of each other. Where a text repeats a word, as tables
 /// of numbers in sources do, those of that word would add up until they overshoot, and training would diverge.
+///
+/// With subwords, whose updates move other words too, a word counts at a place by the share of its rows that it has in
+/// common with the word there. What all places of the block add up to bounds how far an update of all overshoots.
 const MOST_PLACES: usize = 4;
 
 /// Words that pass by a block: those before its centres that windows reach, the centres, those behind them that windows
@@ -40,6 +44,8 @@ pub(crate) struct Windows {
     lines: Vec<u32>,
     /// For each word that windows reach, the share that its place counts: [`MOST_PLACES`] over its number of places.
     shares: Vec<f32>,
+    /// With subwords, how often each row of the input table is used; 0 between two blocks.
+    uses: Vec<u32>,
     centres: usize,
     window: usize,
     negatives: Vec<u32>,
@@ -48,12 +54,14 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    pub fn new(centres: usize, window: usize, negatives: usize) -> Self {
+    /// `subword_rows` is the number of rows of the input table, or 0 without subwords.
+    pub fn new(centres: usize, window: usize, negatives: usize, subword_rows: usize) -> Self {
         let length = 2 * (centres + window);
         Self {
             words: vec![NO_ROW; length],
             lines: vec![u32::MAX; length],
             shares: vec![1.0; centres + 2 * window],
+            uses: vec![0; subword_rows],
             centres,
             window,
             negatives: vec![NO_ROW; negatives],
@@ -149,11 +157,33 @@ impl Windows {
         }
     }
 
+    fn find_shares_of_subwords(&mut self, subwords: &Subwords) {
+        let words = &self.words[..self.shares.len()];
+        let rows = || words.iter().filter(|&&word| word != NO_ROW).flat_map(|&word| subwords.of_word(word));
+        rows().for_each(|&row| self.uses[row as usize] += 1);
+        for (share, &word) in self.shares.iter_mut().zip(words).filter(|(_, word)| **word != NO_ROW) {
+            let rows = subwords.of_word(word);
+            let uses: u64 = rows.iter().map(|&row| u64::from(self.uses[row as usize])).sum();
+            *share = ((MOST_PLACES * rows.len()) as f32 / uses as f32).min(1.0);
+        }
+        rows().for_each(|&row| self.uses[row as usize] = 0);
+    }
+
     /// Draws the windows of block `number`: row i of `weights` has the share of a context where it counts as a pair of
     /// centre i, else 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may
     /// reach.
-    pub fn pairs(&mut self, number: BlockNumber, weights: &mut [f32], band: usize, tile: usize) {
-        self.find_shares();
+    pub fn pairs(
+        &mut self,
+        number: BlockNumber,
+        subwords: Option<&Subwords>,
+        weights: &mut [f32],
+        band: usize,
+        tile: usize,
+    ) {
+        match subwords {
+            None => self.find_shares(),
+            Some(subwords) => self.find_shares_of_subwords(subwords),
+        }
         let stream = number.stream(Purpose::Windows);
         let mut words = [0; 4];
         for (centre, weights) in weights.chunks_exact_mut(band).enumerate() {
@@ -184,6 +214,53 @@ fn draw(table: &AliasTable, number: BlockNumber, negatives: &mut [u32]) {
         let words = stream.block(block as u32);
         for (negative, words) in negatives.iter_mut().zip(words.chunks(2)) {
             *negative = table.draw(words[0], words[1]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SubwordConfig;
+    use crate::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
+
+    /// Of n places, a word counts at each as min(1, 4/Σ over the places of the share of its rows that it has in common).
+    #[test]
+    fn with_subwords_a_place_counts_by_the_rows_that_words_share() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "prefix_1 prefix_2 prefix_3 prefix_4 prefix_5 prefix_6 other aaaaaaaaaaaa")
+            .unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let subwords = Subwords::new(&vocabulary, SubwordConfig::default());
+        let (centres, window) = (10, 2);
+        let mut windows = Windows::new(centres, window, 2, subwords.row_count());
+        let id = |word: &str| vocabulary.id(word).unwrap();
+        let mut words: Vec<u32> = (1..=6).map(|number| id(&format!("prefix_{number}"))).collect();
+        words.extend([id("prefix_1"), NO_ROW, id("other"), id("other"), id("aaaaaaaaaaaa"), id("prefix_2"), NO_ROW]);
+        words.resize(2 * (centres + window), NO_ROW);
+        let number = BlockNumber { seed: 1, worker: 0, epoch: 0, block: 0 };
+        let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
+        windows.restore((&words, &vec![0; words.len()], number), &table);
+        // Twice: the counts of one block must not reach the next.
+        for _ in 0..2 {
+            windows.pairs(number, Some(&subwords), &mut vec![0.0; centres * 16], 16, 12);
+            let places = &words[..centres + 2 * window];
+            let mut capped = 0;
+            for (place, &word) in places.iter().enumerate().filter(|&(_, &word)| word != NO_ROW) {
+                let rows = subwords.of_word(word);
+                let others = places.iter().filter(|&&other| other != NO_ROW);
+                let pairs = others
+                    .flat_map(|&other| subwords.of_word(other))
+                    .map(|row| rows.iter().filter(|&own| own == row).count() as f64 / rows.len() as f64);
+                let expected = (4.0 / pairs.sum::<f64>()).min(1.0);
+                let found = f64::from(windows.shares[place]);
+                assert!((found - expected).abs() < 1e-6, "{}: {found} for {expected}", vocabulary.word(word));
+                capped += u32::from(expected < 1.0);
+                let name = vocabulary.word(word);
+                assert_eq!(expected < 1.0, name != "other", "{name}: {expected}");
+            }
+            assert_eq!(capped, 9);
         }
     }
 }
