@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
+use crate::linalg::threads::SingleThreadedBlas;
 use crate::linalg::{self, Write, gemm};
 use crate::parallel::{Parallelism, SplitRows, for_rows};
 use crate::{Result, WordVectors};
@@ -139,6 +140,8 @@ impl UnitVectors {
     ) -> Vec<Vec<Neighbour>> {
         assert_eq!(queries.ncols(), self.table.ncols(), "nearest: widths of queries and table");
         assert!(queries.iter().all(|value| value.is_finite()), "nearest: a query is not finite");
+        // Threads of BLAS's own would be shared out by chance, and with them the order of sums.
+        let _blas = SingleThreadedBlas::acquire();
         let mut queries = queries.as_standard_layout().into_owned();
         normalise_rows(queries.view_mut(), parallelism);
         let rows = first.unwrap_or(usize::MAX).min(self.table.nrows());
