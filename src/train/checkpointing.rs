@@ -49,7 +49,7 @@ impl Trainer {
     /// for the last one at its end. The folder is locked until the trainer is dropped or saves elsewhere.
     ///
     /// # Errors
-    /// [`Error::Locked`] if the folder has another writer, [`Error::Io`], or the error of a former save.
+    /// [`Error::Locked`](crate::Error::Locked) if the folder has another writer, [`Error::Io`](crate::Error::Io), or the error of a former save.
     pub fn save_to(&mut self, folder: impl AsRef<Path>) -> Result<()> {
         self.engine.saving.save_to(folder.as_ref())
     }
@@ -58,8 +58,8 @@ impl Trainer {
     /// written if the last checkpoint there, of this trainer, is of this very step.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] if a weight or a moment is not finite: nothing is written then. [`Error::Locked`],
-    /// [`Error::Io`]: the former checkpoint is then untouched, and training can go on.
+    /// [`Error::NonFinite`](crate::Error::NonFinite) if a weight or a moment is not finite: nothing is written then. [`Error::Locked`](crate::Error::Locked),
+    /// [`Error::Io`](crate::Error::Io): the former checkpoint is then untouched, and training can go on.
     pub fn save(&mut self, folder: impl AsRef<Path>) -> Result<PathBuf> {
         let engine = &mut self.engine;
         engine.saving.save_to(folder.as_ref())?;
@@ -107,7 +107,7 @@ impl Trainer {
     /// ```
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`] and [`Checkpoint::load`]; [`Error::Differences`]; those of [`Trainer::new`].
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::load`]; [`Error::Differences`](crate::Error::Differences); those of [`Trainer::new`].
     pub fn resume(folder: impl AsRef<Path>, options: &ResumeOptions<'_>) -> Result<(Self, Vec<Difference>)> {
         let checkpoint = Checkpoint::open_kind(folder, KIND)?;
         let (manifest, path) = (checkpoint.manifest(), checkpoint.manifest_path());

@@ -182,7 +182,7 @@ impl WordTrainer {
     /// A copy of the words and their input vectors, with subwords those that the rows make.
     ///
     /// # Errors
-    /// [`Error::InvalidRow`] for a value that is not finite.
+    /// [`Error::InvalidRow`](crate::Error::InvalidRow) for a value that is not finite.
     pub fn word_vectors(&self) -> Result<WordVectors> {
         WordVectors::of_vocabulary(&self.vocabulary, self.model.vectors().into_owned())
     }
