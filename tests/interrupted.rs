@@ -240,6 +240,7 @@ fn encoder(folder: &Path, run: &str) -> PathBuf {
 }
 
 #[test]
+#[cfg_attr(not(feature = "tokenizers"), ignore = "words as tokens need the feature `tokenizers`")]
 fn resumed_text_encoders_end_in_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -358,6 +359,7 @@ fn interrupted_word_embeddings_go_on_to_the_same_bytes() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "tokenizers"), ignore = "words as tokens need the feature `tokenizers`")]
 fn interrupted_text_encoders_go_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
