@@ -300,7 +300,13 @@ mod tests {
         Array2::from_shape_vec((rows, columns), values).unwrap()
     }
 
+    /// With the factor 1 too, without which the crate's own kernel has no part.
     fn check(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, workers: usize) {
+        check_scaled(0.5, a, b, write, workers);
+        check_scaled(1.0, a, b, write, workers);
+    }
+
+    fn check_scaled(alpha: f32, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, workers: usize) {
         let former = random(a.nrows(), b.ncols(), 2);
         // C is a window of a wider array, as an attention head's output is.
         let mut wide = Array2::from_elem((a.nrows(), b.ncols() + 5), f32::NAN);
@@ -308,11 +314,11 @@ mod tests {
         if write == Write::Add {
             c.assign(&former);
         }
-        gemm(0.5, a, b, write, c.view_mut(), Parallelism::workers(workers));
+        gemm(alpha, a, b, write, c.view_mut(), Parallelism::workers(workers));
         for ((i, j), &found) in c.indexed_iter() {
             let sum: f64 = (0..a.ncols()).map(|p| f64::from(a[[i, p]]) * f64::from(b[[p, j]])).sum();
             let kept = if write == Write::Add { f64::from(former[[i, j]]) } else { 0.0 };
-            let expected = kept + 0.5 * sum;
+            let expected = kept + f64::from(alpha) * sum;
             assert!(
                 (f64::from(found) - expected).abs() < 1e-4,
                 "{:?} · {:?}, {write:?}, {workers} workers, at {i}, {j}: {found} for {expected}",
