@@ -92,6 +92,16 @@ fn a_run_leaves_a_whole_folder_and_prints_its_outcome() {
 }
 
 #[test]
+fn without_an_interval_a_run_is_evaluated_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = train_lm(folder.path(), "out", &["--eval-every", "0"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let metrics = fs::read_to_string(folder.path().join("out/metrics.jsonl")).unwrap();
+    let evaluated: Vec<&str> = metrics.lines().filter(|line| line.contains("validation_loss")).collect();
+    assert!(matches!(evaluated[..], [line] if line.contains("\"step\":12,")), "{evaluated:?}");
+}
+
+#[test]
 fn the_same_seed_writes_the_same_bytes_and_another_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let model = |out: &str, seed: &str| {
@@ -119,10 +129,11 @@ fn no_run_is_overwritten() {
 fn wrong_values_are_one_line_and_leave_no_folder() {
     let folder = tempfile::tempdir().unwrap();
     let long_context = ["--context", "100000"];
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["--heads", "3"], "heads = 3: must divide dim = 16"),
         (&["--learning-rate", "nan"], "learning_rate = NaN"),
         (&["--batch", "0"], "batch_size = 0"),
+        (&["--accumulate", "18446744073709551615"], "accumulation_steps = 18446744073709551615"),
         (&["--clip", "-1"], "gradient_clip = -1"),
         (&["--tokenizer", "bpe:many"], "tokenizer = bpe:many"),
         (&["--data", "no/such/file"], "no/such/file"),

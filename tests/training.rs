@@ -192,8 +192,11 @@ fn epochs_end_a_run() {
     let steps = source(&config).batches_per_epoch();
     let (losses, _) = run(shape(), config.clone());
     assert_eq!(losses.len() as u64, 2 * steps);
-    let (losses, _) = run(shape(), TrainingConfig { max_steps: Some(7), ..config });
-    assert_eq!(losses.len(), 7);
+    // More epochs than there are numbers for their steps are no end.
+    for epochs in [2, u64::MAX / steps + 1] {
+        let config = TrainingConfig { max_steps: Some(7), epochs: Some(epochs), ..config.clone() };
+        assert_eq!(run(shape(), config).0.len(), 7, "{epochs} epochs");
+    }
 }
 
 fn batch(ids: impl Fn(usize, usize) -> u32) -> Batch {
@@ -261,6 +264,10 @@ fn settings_outside_their_domain_are_named() {
     assert_eq!(trainer(|c| c.sequence_length = 25), "sequence_length = 25: must be at most the model's context of 24");
     assert_eq!(trainer(|c| c.batch_size = 0), "batch_size = 0: must be at least 1");
     assert_eq!(trainer(|c| c.workers = 0), "workers = 0: must be at least 1");
+    assert_eq!(
+        trainer(|c| c.accumulation_steps = usize::MAX),
+        format!("accumulation_steps = {}: times batch_size and sequence_length must be at most 2^40", usize::MAX)
+    );
     assert_eq!(trainer(|c| c.max_steps = Some(0)), "max_steps = 0: must be at least 1, or left out");
     assert_eq!(trainer(|c| c.learning_rate = f64::INFINITY), "learning_rate = inf: must be finite and greater than 0");
     assert_eq!(trainer(|c| c.gradient_clip = Some(0.0)), "gradient_clip = 0: must be finite and greater than 0");

@@ -117,7 +117,7 @@ pub struct Flags {
     #[arg(long)]
     pub workers: Option<usize>,
 
-    /// Updates between evaluations
+    /// Updates between evaluations; 0 evaluates only at the end
     #[arg(long, default_value_t = 250)]
     pub eval_every: u64,
     /// Batches in an evaluation during the run; the last one takes the whole validation data
@@ -224,7 +224,7 @@ impl Flags {
             gradient_clip: if self.clip == 0.0 { None } else { Some(self.clip) },
             label_smoothing: self.label_smoothing,
             moving_average_decay: self.average,
-            evaluation_interval: Some(self.eval_every),
+            evaluation_interval: (self.eval_every > 0).then_some(self.eval_every),
             evaluation_batches: Some(self.eval_batches),
             save_interval: (self.save_every > 0).then_some(self.save_every),
             keep_checkpoints: (self.keep > 0).then_some(self.keep),

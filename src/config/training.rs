@@ -6,7 +6,7 @@ use super::{above_zero, below, positive, within};
 use crate::data::BatchOrder;
 use crate::{Error, Result};
 
-/// Tokens in the largest batch.
+/// Tokens in the largest batch, and in all batches of an update.
 const LARGEST_BATCH: u64 = 1 << 40;
 
 /// How the learning rate moves from its peak, after the warm-up, to the end of the run.
@@ -193,8 +193,13 @@ impl TrainingConfig {
         positive("workers", self.workers)?;
         positive("scores_budget", self.scores_budget)?;
         // The products of sizes below must not overflow.
-        if (self.batch_size as u64).saturating_mul(self.sequence_length as u64) > LARGEST_BATCH {
+        let batch = (self.batch_size as u64).saturating_mul(self.sequence_length as u64);
+        if batch > LARGEST_BATCH {
             return Err(Error::config("batch_size", self.batch_size, "times sequence_length must be at most 2^40"));
+        }
+        if batch.saturating_mul(self.accumulation_steps as u64) > LARGEST_BATCH {
+            let expected = "times batch_size and sequence_length must be at most 2^40";
+            return Err(Error::config("accumulation_steps", self.accumulation_steps, expected));
         }
         if self.workers > 1 << 16 {
             return Err(Error::config("workers", self.workers, "must be at most 65536"));

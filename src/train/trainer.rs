@@ -159,7 +159,7 @@ impl Trainer {
         if expected != found {
             return Err(Error::Shape { what: "batches of the training source".into(), expected, found });
         }
-        let last_step = match (config.max_steps, config.epochs.map(|epochs| epochs * source.batches_per_epoch())) {
+        let last_step = match (config.max_steps, config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()))) {
             (Some(steps), Some(epochs)) => steps.min(epochs),
             (Some(steps), None) | (None, Some(steps)) => steps,
             (None, None) => return Err(Error::config("max_steps", "none", "set max_steps or epochs")),
