@@ -159,11 +159,12 @@ impl Trainer {
         if expected != found {
             return Err(Error::Shape { what: "batches of the training source".into(), expected, found });
         }
-        let last_step = match (config.max_steps, config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()))) {
-            (Some(steps), Some(epochs)) => steps.min(epochs),
-            (Some(steps), None) | (None, Some(steps)) => steps,
-            (None, None) => return Err(Error::config("max_steps", "none", "set max_steps or epochs")),
-        };
+        let last_step =
+            match (config.max_steps, config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()))) {
+                (Some(steps), Some(epochs)) => steps.min(epochs),
+                (Some(steps), None) | (None, Some(steps)) => steps,
+                (None, None) => return Err(Error::config("max_steps", "none", "set max_steps or epochs")),
+            };
         self.engine.learning_rate = LearningRate::new(config, last_step);
         let engine = &mut self.engine;
         self.pool.install(|| engine.begin_run(source))?;

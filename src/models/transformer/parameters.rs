@@ -89,3 +89,25 @@ fn linear(layout: &mut ParameterLayout, name: &str, inputs: usize, outputs: usiz
         bias: layout.vector(format!("{name}.bias"), outputs, Initialisation::Zeros),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::transformer::Transformer;
+
+    #[test]
+    fn weights_begin_as_those_of_gpt_2() {
+        let config = TransformerConfig { dim: 64, layers: 8, feed_forward: 256, ..Default::default() };
+        let model = Transformer::new(config, 3).unwrap();
+        for spec in model.layout().specs() {
+            let values = model.parameters().slice(spec.id);
+            let deviation = if spec.name.ends_with("c_proj.weight") { 0.005 } else { 0.02 };
+            let found = (values.iter().map(|w| f64::from(w * w)).sum::<f64>() / values.len() as f64).sqrt();
+            match spec.shape.len() {
+                2 => assert!((found / deviation - 1.0).abs() < 0.05, "{}: deviation {found}", spec.name),
+                _ if spec.name.ends_with("bias") => assert!(values.iter().all(|&bias| bias == 0.0), "{}", spec.name),
+                _ => assert!(values.iter().all(|&gain| gain == 1.0), "{}", spec.name),
+            }
+        }
+    }
+}
