@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use cllm::data::{BatchOrder, SequenceSource, TextFiles, TextOptions, Tokenizer};
+use cllm::data::{SequenceSource, TextFiles, TextOptions, Tokenizer};
 use cllm::train::StepReport;
 use cllm::{Preset, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use interrupt::Interrupt;
@@ -47,8 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_steps: Some(flags.steps),
         ..TrainingConfig::default()
     };
-    let batches =
-        SequenceSource::new(tokens, BatchOrder::Random, config.batch_size, config.sequence_length, config.seed)?;
+    let batches = SequenceSource::for_training(tokens, &config)?;
     let mut trainer = Trainer::new(Transformer::new(model, config.seed)?, config)?;
 
     let cancelled = Arc::new(AtomicBool::new(false));

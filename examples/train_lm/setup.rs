@@ -103,10 +103,9 @@ impl Setup {
             let (training, validation) = tokens.split_validation(flags.validation_fraction)?;
             (training, Some(validation))
         };
-        let TrainingConfig { batch_size, sequence_length, accumulation_steps, batch_order, seed, .. } =
-            flags.training();
-        let sequences = batch_size * accumulation_steps;
-        let training = SequenceSource::new(training, batch_order, sequences, sequence_length, seed)?;
+        let config = flags.training();
+        let TrainingConfig { batch_size, sequence_length, seed, .. } = config;
+        let training = SequenceSource::for_training(training, &config)?;
         let validation = validation
             .map(|tokens| SequenceSource::new(tokens, BatchOrder::Sequential, batch_size, sequence_length, seed))
             .transpose()?;

@@ -124,7 +124,8 @@ pub struct TrainingConfig {
     /// How many steps may be skipped in a row, or how often the run may be rolled back before it gets beyond the step
     /// that failed; then the error is returned.
     pub non_finite_limit: u64,
-    /// The order in which a run visits the training tokens.
+    /// The order in which a run visits the training tokens, given by
+    /// [`SequenceSource::for_training`](crate::data::SequenceSource::for_training).
     pub batch_order: BatchOrder,
     /// Seed of batch order and dropout.
     pub seed: u64,

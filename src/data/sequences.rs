@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::permutation::permuted;
 use super::{Batch, TokenStore};
+use crate::config::TrainingConfig;
 use crate::rng::{Purpose, Stream};
 use crate::{Error, Result};
 
@@ -75,6 +76,16 @@ impl SequenceSource {
         }
         let windows = ((tokens.len() - 1) / sequence_length) as u64;
         Ok(Self { tokens, order, sequences, sequence_length, seed, windows })
+    }
+
+    /// The source of a run with these settings: their order, their seed, and batches of all that one update accumulates.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new), and [`Error::InvalidConfig`] if a setting is not valid.
+    pub fn for_training(tokens: TokenStore, config: &TrainingConfig) -> Result<Self> {
+        config.validate()?;
+        let sequences = config.batch_size * config.accumulation_steps;
+        Self::new(tokens, config.batch_order, sequences, config.sequence_length, config.seed)
     }
 
     /// The tokens that the sequences are drawn from.
@@ -307,6 +318,23 @@ mod tests {
             let error = SequenceSource::new(tokens.clone(), BatchOrder::Random, sequences, length, 0).unwrap_err();
             assert!(matches!(error, Error::InvalidConfig { name: found, .. } if found == name), "{error}");
         }
+    }
+
+    #[test]
+    fn a_source_for_training_has_its_settings() {
+        let tokens = TokenStore::from_tokens(&(0..100).collect::<Vec<_>>(), 100).unwrap();
+        let config = TrainingConfig {
+            batch_size: 3,
+            accumulation_steps: 2,
+            sequence_length: 5,
+            batch_order: BatchOrder::Shuffled,
+            seed: 8,
+            ..Default::default()
+        };
+        let found = SequenceSource::for_training(tokens.clone(), &config).unwrap();
+        assert_eq!(starts(&found, 0..9), starts(&source(100, BatchOrder::Shuffled, 6, 5, 8), 0..9));
+        let error = SequenceSource::for_training(tokens, &TrainingConfig { accumulation_steps: 0, ..config });
+        assert!(matches!(error, Err(Error::InvalidConfig { name: "accumulation_steps", .. })));
     }
 
     #[test]

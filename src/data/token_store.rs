@@ -114,7 +114,7 @@ impl Bytes {
 ///
 /// The file stays open: one that is replaced, as [`TokenWriter`](super::TokenWriter) does, or removed is read to the end
 /// as it was. One that another program cuts or overwrites in place makes an error of a read, or gives other ids, all of
-/// the vocabulary.
+/// the vocabulary. It is read by position and not memory-mapped: a file that is cut while it is mapped ends the process.
 ///
 /// ```
 /// use cllm::data::TokenStore;

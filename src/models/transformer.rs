@@ -10,6 +10,7 @@ mod forward;
 mod parameters;
 mod workspace;
 
+use std::fmt;
 use std::path::Path;
 
 use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
@@ -39,12 +40,22 @@ use crate::{Error, Result};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Transformer {
     config: TransformerConfig,
     layout: ParameterLayout,
     ids: TransformerIds,
     parameters: ParameterStore,
+}
+
+impl fmt::Debug for Transformer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Transformer")
+            .field("config", &self.config)
+            .field("parameters", &self.layout.parameter_count())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A model as the passes see it: some parameters under a configuration. They may be an average of the weights.

@@ -1,5 +1,6 @@
 //! The trainer: a model, its optimizer, and the threads they run on.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -48,11 +49,21 @@ use crate::{Error, Result};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct Trainer {
     pub(super) engine: Engine,
     pub(super) pool: rayon::ThreadPool,
     _blas: Option<SingleThreadedBlas>,
+}
+
+impl fmt::Debug for Trainer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Trainer")
+            .field("steps", &self.steps())
+            .field("model", self.model())
+            .field("config", self.config())
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a run ended.
@@ -142,8 +153,8 @@ impl Trainer {
     /// and there is a `validation` source, the model (or the moving average of its weights) is evaluated first.
     ///
     /// # Errors
-    /// As [`Trainer::step`], those of reading the tokens, and those of saving (see [`Trainer::save_to`]); after any the run can be continued by
-    /// calling this again. [`Error::Differences`] if the trainer was resumed and `source` is not the data of its
+    /// As [`Trainer::step`], those of reading the tokens, and those of saving (see [`Trainer::save_to`]); after any the
+    /// run can be continued by calling this again. [`Error::Differences`] if the trainer was resumed and `source` is not the data of its
     /// checkpoint; [`Error::InvalidConfig`] if the config says neither `max_steps` nor `epochs`;
     /// [`Error::Shape`] if a source has batches of another shape than `batch_size`·`accumulation_steps` (of any number
     /// of sequences, for validation) × `sequence_length`.
@@ -159,12 +170,12 @@ impl Trainer {
         if expected != found {
             return Err(Error::Shape { what: "batches of the training source".into(), expected, found });
         }
-        let last_step =
-            match (config.max_steps, config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()))) {
-                (Some(steps), Some(epochs)) => steps.min(epochs),
-                (Some(steps), None) | (None, Some(steps)) => steps,
-                (None, None) => return Err(Error::config("max_steps", "none", "set max_steps or epochs")),
-            };
+        let in_epochs = config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()));
+        let last_step = match (config.max_steps, in_epochs) {
+            (Some(steps), Some(epochs)) => steps.min(epochs),
+            (Some(steps), None) | (None, Some(steps)) => steps,
+            (None, None) => return Err(Error::config("max_steps", "none", "set max_steps or epochs")),
+        };
         self.engine.learning_rate = LearningRate::new(config, last_step);
         let engine = &mut self.engine;
         self.pool.install(|| engine.begin_run(source))?;
