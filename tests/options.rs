@@ -90,7 +90,7 @@ impl Replay {
             decays.resize(gradients.len(), decay);
         }
         let norm = gradients.iter().map(|g| g * g).sum::<f64>().sqrt();
-        assert!((report.gradient_norm / norm - 1.0).abs() < 1e-6, "the norm is {norm}, not {}", report.gradient_norm);
+        assert!((report.gradient_norm / norm - 1.0).abs() < 1e-5, "the norm is {norm}, not {}", report.gradient_norm);
         let rate = learning_rate(config, report.step - 1);
         assert!((report.learning_rate / rate - 1.0).abs() < 1e-12, "the rate is {rate}, not {}", report.learning_rate);
         let clip = config.gradient_clip.map_or(1.0, |largest| (largest / norm).min(1.0));
@@ -181,7 +181,10 @@ fn an_evaluation_is_what_the_averaged_model_scores() {
     validation.tokens().copy_to(0, &mut ids).unwrap();
     let inputs = Array2::from_shape_fn((10, 6), |(window, column)| ids[window * 6 + column]);
     let scores = trainer.averaged_model().unwrap().logits(inputs.view()).unwrap();
-    let (mut loss, mut counted, mut correct, mut in_top) = (0.0, 0u64, 0u64, 0u64);
+    let (mut loss, mut counted) = (0.0, 0u64);
+    // Targets that have the highest score, or one of the three highest: those that surely have, and those that may, as
+    // the scores of an evaluation are rounded in another order.
+    let (mut correct, mut in_top) = ([0u64; 2], [0u64; 2]);
     for window in 0..10 {
         for column in 0..6 {
             let target = ids[window * 6 + column + 1] as usize;
@@ -189,19 +192,24 @@ fn an_evaluation_is_what_the_averaged_model_scores() {
                 continue;
             }
             let row = scores.slice(s![window, column, ..]).mapv(f64::from);
-            let rank = row.iter().filter(|&&score| score > row[target]).count();
             loss += row.mapv(f64::exp).sum().ln() - row[target];
             counted += 1;
-            correct += u64::from(rank < 1);
-            in_top += u64::from(rank < 3);
+            for (place, margin) in [-1e-5, 1e-5].into_iter().enumerate() {
+                let ahead = |(token, &score): (usize, &f64)| token != target && score > row[target] + margin;
+                let rank = row.iter().enumerate().filter(|&other| ahead(other)).count();
+                correct[place] += u64::from(rank < 1);
+                in_top[place] += u64::from(rank < 3);
+            }
         }
     }
-    assert!(counted < 60 && correct < in_top && in_top < counted, "{correct}, {in_top} of {counted}");
+    assert!(counted < 60 && correct[1] < in_top[0] && in_top[1] < counted, "{correct:?}, {in_top:?} of {counted}");
 
     let evaluation = trainer.evaluate(&validation).unwrap();
     assert_eq!(in_the_run, Some(evaluation));
     assert_eq!(evaluation.targets, counted);
-    let of_counted = |count: u64| count as f64 / counted as f64;
-    assert!((evaluation.loss - loss / counted as f64).abs() < 1e-6, "{evaluation:?}");
-    assert_eq!((evaluation.accuracy, evaluation.top_k_accuracy), (of_counted(correct), of_counted(in_top)));
+    assert!((evaluation.loss - loss / counted as f64).abs() < 1e-5, "{evaluation:?}");
+    for (share, [least, most]) in [(evaluation.accuracy, correct), (evaluation.top_k_accuracy, in_top)] {
+        let count = share * counted as f64;
+        assert!(count > least as f64 - 0.1 && count < most as f64 + 0.1, "{evaluation:?}: {count}, {least} to {most}");
+    }
 }
