@@ -320,6 +320,12 @@ mod tests {
         Array2::from_shape_vec((rows, columns), values).unwrap()
     }
 
+    #[test]
+    fn kernels_with_avx512_are_known_by_name() {
+        assert!(["SkylakeX", "Cooperlake", "SapphireRapids"].into_iter().all(is_wide_core));
+        assert!(!["Haswell", "Zen", "Prescott", "SandyBridge"].into_iter().any(is_wide_core));
+    }
+
     /// With the factor 1 too, without which the crate's own kernel has no part.
     fn check(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, write: Write, workers: usize) {
         check_scaled(0.5, a, b, write, workers);
