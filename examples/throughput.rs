@@ -62,6 +62,9 @@ struct Arguments {
     /// Splits batches by `sequences` or by `operations` instead of by the library's rule.
     #[arg(long)]
     sharding: Option<String>,
+    /// Has every step tokenize the texts of its pairs.
+    #[arg(long)]
+    text: bool,
     /// Prints one JSON object instead of a sentence.
     #[arg(long)]
     json: bool,

@@ -1,9 +1,9 @@
-//! Training steps on pairs of ready-made token ids.
+//! Training steps on pairs of ready-made token ids, or on pairs of texts that every step tokenizes.
 
 use std::time::{Duration, Instant};
 
 use cllm::config::{PairEncoderConfig, PairTrainingConfig};
-use cllm::data::{PairBatch, TokenRows};
+use cllm::data::{PairBatch, PairSource, PairStoreBuilder, TokenRows, Tokenizer, TokenizerSource};
 use cllm::linalg::profile;
 use cllm::linalg::threads::blas_core_name;
 use cllm::rng::{Purpose, Stream};
@@ -28,12 +28,16 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let batches: Vec<PairBatch> = (0..BATCHES)
         .map(|index| random_batch(batch_size, words, vocabulary_size, index))
         .collect::<cllm::Result<_>>()?;
+    let texts = arguments.text.then(|| Texts::of(&batches, vocabulary_size, workers)).transpose()?;
     let mut next = 0;
     let mut step = |trainer: &mut PairTrainer| -> cllm::Result<f64> {
-        let batch = &batches[next % batches.len()];
+        let index = next % batches.len();
         next += 1;
         let start = Instant::now();
-        trainer.step(batch)?;
+        match &texts {
+            None => trainer.step(&batches[index])?,
+            Some(texts) => trainer.step(&texts.tokenize(index, words)?)?,
+        };
         Ok(start.elapsed().as_secs_f64())
     };
     step(&mut trainer)?;
@@ -71,6 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if arguments.json {
         let report = serde_json::json!({
             "workload": "pairs",
+            "from": if arguments.text { "text" } else { "ids" },
             "workers": workers,
             "dim": dim,
             "batch": batch_size,
@@ -108,4 +113,42 @@ fn random_batch(pairs: usize, words: usize, vocabulary: usize, step: u64) -> cll
         .chunks_exact(words)
         .collect();
     PairBatch::new(rows, 0)
+}
+
+/// Batches as texts, of a word for each token.
+struct Texts {
+    tokenizer: Tokenizer,
+    pool: rayon::ThreadPool,
+    batches: Vec<Vec<Vec<String>>>,
+}
+
+impl Texts {
+    fn of(batches: &[PairBatch], vocabulary_size: usize, workers: usize) -> Result<Self, Box<dyn std::error::Error>> {
+        let all: String = (0..vocabulary_size as u32 - 1).map(word).collect();
+        let tokenizer = TokenizerSource::Words { vocabulary_size }.train(&[all])?;
+        let text = |ids: &[u32]| ids.iter().copied().map(word).collect::<String>();
+        let pair =
+            |batch: &PairBatch, pair| [pair, batch.pairs() + pair].map(|row| text(batch.rows().row(row))).to_vec();
+        let batches =
+            batches.iter().map(|batch| (0..batch.pairs()).map(|index| pair(batch, index)).collect()).collect();
+        Ok(Self { tokenizer, pool: rayon::ThreadPoolBuilder::new().num_threads(workers).build()?, batches })
+    }
+
+    /// The batch of that number, from its texts.
+    fn tokenize(&self, index: usize, words: usize) -> cllm::Result<PairBatch> {
+        let pairs = &self.batches[index];
+        let mut store = PairStoreBuilder::new(self.tokenizer.vocabulary_size(), 0)?;
+        self.pool.install(|| store.push_texts(pairs, &self.tokenizer, words))?;
+        let source = PairSource::new(store.finish(), pairs.len(), 0)?;
+        let mut batch = source.batch();
+        source.fill(0, &mut batch)?;
+        Ok(batch)
+    }
+}
+
+/// A blank and six letters.
+fn word(id: u32) -> String {
+    (0..6).fold(" ".to_owned(), |word, place| {
+        word + &char::from(b'a' + (id / 26u32.pow(5 - place) % 26) as u8).to_string()
+    })
 }

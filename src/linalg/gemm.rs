@@ -1,17 +1,21 @@
 //! The matrix product C ← α·A·B (+ C), and the affine map C ← A·B + row (+ matrix).
 //!
 //! Products of some hundreds a side are computed by the crate's own kernel (`kernels::packed_product`) on processors with
-//! AVX-512: it spares BLAS's packing of A, and is 1.1 to 1.4 times as fast there (`cargo bench --bench products`). Larger
-//! and smaller ones, and all on other processors, are one `cblas_sgemm` call whatever the shape: ndarray's own dispatch
+//! AVX-512: it spares BLAS's packing of A, and is 1.1 to 1.4 times as fast there (`cargo bench --bench products`). So are
+//! larger ones where BLAS has no kernels with AVX-512 for the processor. Other products, those with a factor other than 1,
+//! and all on other processors, are one `cblas_sgemm` call whatever the shape: ndarray's own dispatch
 //! falls back silently to a slower, allocating kernel when no dimension exceeds 7 or when an operand lacks unit inner
 //! stride. Here an operand that BLAS cannot take is a bug and panics with its shape and strides. Without a BLAS feature
 //! ndarray's product takes BLAS's place.
 //!
 //! BLAS itself runs on one thread (see [`super::threads`]); a product is split over workers into panels of C.
 
+use std::sync::OnceLock;
+
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use super::profile::counted;
+use super::threads::blas_core_name;
 use crate::kernels::packed_product::{Start, is_fast, packed_product};
 pub(crate) use crate::kernels::packed_product::{panel_bytes, prepare_thread};
 use crate::parallel::Parallelism;
@@ -141,13 +145,29 @@ fn product(
     library_product(alpha, a, b, write, c);
 }
 
-/// Whether A·B is taken by the crate's own kernel: where it is faster (`benches/products.rs`), which is with a few rows at
-/// least for a panel to serve, and operands that stay in the second-level cache.
+/// Whether A·B is taken by the crate's own kernel: where it is faster (`benches/products.rs`). That is with a few rows at
+/// least for a panel to serve, and operands that stay in the second-level cache, or a BLAS without AVX-512.
 fn is_packed(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> bool {
     const FEWEST_ROWS: usize = 16;
     const LARGEST: usize = 1 << 19;
     let largest_a = if a.strides()[1] == 1 { LARGEST } else { LARGEST / 2 };
-    is_fast() && a.nrows() >= FEWEST_ROWS && (!cfg!(feature = "blas") || a.len() <= largest_a && b.len() <= LARGEST)
+    let is_small = || a.len() <= largest_a && b.len() <= LARGEST;
+    is_fast() && a.nrows() >= FEWEST_ROWS && (is_small() || !has_wide_blas())
+}
+
+/// Whether BLAS may have kernels as wide as the crate's own. OpenBLAS has none for processors that it does not know, nor
+/// where `OPENBLAS_CORETYPE` names an older one; ndarray's product has none anywhere.
+fn has_wide_blas() -> bool {
+    static WIDE: OnceLock<bool> = OnceLock::new();
+    *WIDE.get_or_init(|| match () {
+        () if cfg!(feature = "openblas") => is_wide_core(&blas_core_name()),
+        () => cfg!(feature = "blas"),
+    })
+}
+
+/// Whether OpenBLAS's kernels of this name use AVX-512.
+fn is_wide_core(name: &str) -> bool {
+    ["SkylakeX", "Cooperlake", "SapphireRapids"].contains(&name)
 }
 
 /// [`gemm`] by BLAS on one thread.
@@ -298,6 +318,12 @@ mod tests {
         let mut values = vec![0.0; rows * columns];
         Stream::new(3, Purpose::Caller, step).fill_normal(&mut values, 1.0);
         Array2::from_shape_vec((rows, columns), values).unwrap()
+    }
+
+    #[test]
+    fn kernels_with_avx512_are_known_by_name() {
+        assert!(["SkylakeX", "Cooperlake", "SapphireRapids"].into_iter().all(is_wide_core));
+        assert!(!["Haswell", "Zen", "Prescott", "SandyBridge"].into_iter().any(is_wide_core));
     }
 
     /// With the factor 1 too, without which the crate's own kernel has no part.

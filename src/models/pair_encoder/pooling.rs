@@ -129,6 +129,22 @@ pub(super) fn add_prefixes(
     });
 }
 
+/// Every row of `out` ← `factor` times the row of `rows`.
+pub(super) fn scaled_rows(
+    rows: ArrayView2<'_, f32>,
+    factor: f32,
+    out: ArrayViewMut2<'_, f32>,
+    parallelism: Parallelism,
+) {
+    for_rows(parallelism, rows.nrows(), (rows, out), &|(rows, mut out)| {
+        for (row, mut out) in rows.rows().into_iter().zip(out.rows_mut()) {
+            let out = out.as_slice_mut().expect("rows are contiguous");
+            out.copy_from_slice(slice(&row));
+            scale(out, factor);
+        }
+    });
+}
+
 /// Every row of `gradients` ← itself times its factor; returns whether all is finite.
 pub(super) fn scale_rows(gradients: ArrayViewMut2<'_, f32>, factors: &[f32], parallelism: Parallelism) -> bool {
     let work = |(mut gradients, factors): (ArrayViewMut2<'_, f32>, &[f32])| {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::PairEncoder;
-use super::pooling::{add_prefixes, pool, project, scale_rows, take_prefixes};
+use super::pooling::{add_prefixes, pool, project, scale_rows, scaled_rows, take_prefixes};
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
@@ -154,7 +154,7 @@ struct Contrast<'a> {
 
 impl Contrast<'_> {
     fn run(&mut self, vectors: ArrayView2<'_, f32>, d_vectors: ArrayViewMut2<'_, f32>) -> LossSum {
-        let (scale, parallelism) = (self.inverse_temperature, self.parallelism);
+        let parallelism = self.parallelism;
         let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
         let (mut d_queries, mut d_documents) = d_vectors.split_at(Axis(0), self.pairs);
         let mut sum = LossSum::default();
@@ -163,16 +163,19 @@ impl Contrast<'_> {
             let end = (start + self.scores.nrows()).min(self.pairs);
             let queries = queries.slice(s![start..end, ..]);
             let mut scores = self.scores.slice_mut(s![..end - start, ..]);
-            gemm(scale, queries, documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            // 1/τ goes into the queries, where their gradient will be, and into the weight: products have no factor.
+            let mut d_queries = d_queries.slice_mut(s![start..end, ..]);
+            scaled_rows(queries, self.inverse_temperature, d_queries.view_mut(), parallelism);
+            gemm(1.0, d_queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            let weight = self.weight * self.inverse_temperature;
             sum = sum
                 + if self.symmetric {
-                    self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
+                    self.loss.replace_by_gradient(scores.view_mut(), weight, parallelism)
                 } else {
-                    self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
+                    self.loss.replace_part_by_gradient(scores.view_mut(), start, weight, parallelism)
                 };
-            let d_queries = d_queries.slice_mut(s![start..end, ..]);
-            gemm(scale, scores.view(), documents, Write::Replace, d_queries, parallelism);
-            gemm(scale, scores.t(), queries, write, d_documents.view_mut(), parallelism);
+            gemm(1.0, scores.view(), documents, Write::Replace, d_queries, parallelism);
+            gemm(1.0, scores.t(), queries, write, d_documents.view_mut(), parallelism);
             write = Write::Add;
         }
         sum
