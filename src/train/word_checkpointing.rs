@@ -124,6 +124,9 @@ impl WordTrainer {
             let problem = format!("{} places for {} workers", places.len(), config.workers);
             return Err(Error::invalid_file(path, problem));
         }
+        if !places.iter().flatten().all(WorkerPlace::counts) {
+            return Err(Error::invalid_file(path, "a worker's place with numbers that are too large"));
+        }
         let mut trainer = Self::new(vocabulary, config)?;
         let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());

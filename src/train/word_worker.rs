@@ -35,6 +35,11 @@ impl WorkerPlace {
     pub fn words_read(&self) -> u64 {
         self.text.words
     }
+
+    /// Whether the numbers of a file can be counted on from.
+    pub fn counts(&self) -> bool {
+        self.text.counts() && self.block < 1 << 40
+    }
 }
 
 /// One worker.
