@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use cllm::OnNonFinite;
 use cllm::checkpoint::Accept;
 use cllm::config::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{TextFiles, WordSplit, WordVocabulary};
@@ -102,6 +103,11 @@ struct Arguments {
     /// Checkpoints that are kept, the last ones; 0 keeps all
     #[arg(long, default_value_t = 3, value_name = "K")]
     keep: usize,
+    /// What to do about a loss that is not finite: stop, skip the block, or roll-back to the last checkpoint and
+    /// halve the learning rate
+    #[arg(long, default_value = "stop", value_parser = recorded::word::<OnNonFinite>, value_name = "POLICY")]
+    #[serde(default)]
+    on_non_finite: OnNonFinite,
     /// Go on with the run in this folder, with its flags and data; --epochs may grow
     #[arg(long, value_name = "DIR", conflicts_with = "run")]
     #[serde(skip)]
@@ -190,6 +196,7 @@ impl Arguments {
             subwords: self.subwords.then(|| SubwordConfig { buckets: self.buckets, ..Default::default() }),
             save_interval: (self.save_every > 0).then_some(self.save_every),
             keep_checkpoints: (self.keep > 0).then_some(self.keep),
+            on_non_finite: self.on_non_finite,
             seed: self.seed,
             ..defaults
         }
@@ -291,6 +298,9 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
             Format::Safetensors => VectorFormat::Safetensors,
         };
         export::write(path, format, vocabulary.words(), vectors.view())?;
+    }
+    if summary.skipped + summary.rolled_back > 0 {
+        eprintln!("{} blocks skipped, rolled back {} times", summary.skipped, summary.rolled_back);
     }
     report(&summary, vocabulary, arguments.json);
     Ok(ExitCode::SUCCESS)

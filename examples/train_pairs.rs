@@ -11,7 +11,7 @@ use cllm::data::{PairStore, TokenRows, Tokenizer};
 use cllm::export::sentence_transformers;
 use cllm::models::pair_encoder::PairEncoder;
 use cllm::parallel::Parallelism;
-use cllm::train::{PairSummary, PairTrainer};
+use cllm::train::{PairSummary, PairTrainer, StepOutcome};
 
 #[path = "common/corpus.rs"]
 mod corpus;
@@ -70,6 +70,9 @@ fn train(given: Flags, matches: &ArgMatches) -> Result<ExitCode> {
         let (report, rate) = (&progress.report, progress.pairs_per_second);
         let message = format_args!("loss {:.4}, accuracy {:.3}, {rate:.0} pairs/s", report.loss, report.accuracy);
         display.update(report.step, progress.last_step, message);
+        if report.outcome != StepOutcome::Updated {
+            display.line(&format!("step {}: {:?}, since numbers were not finite", report.step, report.outcome));
+        }
         let stop = interrupt.as_ref().is_some_and(Interrupt::is_set);
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

@@ -1,5 +1,6 @@
 //! Settings of models and of training: plain serde structs, checked by `validate` before anything is allocated.
 
+mod non_finite;
 mod pair_training;
 mod preset;
 mod similarity;
@@ -7,10 +8,12 @@ mod training;
 mod transformer;
 mod word_training;
 
+pub(crate) use non_finite::NonFinitePolicy;
+pub use non_finite::OnNonFinite;
 pub use pair_training::{PairEncoderConfig, PairTrainingConfig};
 pub use preset::Preset;
 pub use similarity::SimilarityConfig;
-pub use training::{OnNonFinite, Optimizer, Schedule, Sharding, TrainingConfig};
+pub use training::{Optimizer, Schedule, Sharding, TrainingConfig};
 pub use transformer::TransformerConfig;
 pub use word_training::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 

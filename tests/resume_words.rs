@@ -5,7 +5,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use cllm::checkpoint::{Accept, Checkpoint};
+use cllm::checkpoint::{Accept, Checkpoint, RunFolder};
 use cllm::config::{SubwordConfig, WordObjective, WordTrainingConfig, WorkerMode};
 use cllm::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
 use cllm::rng::{Purpose, Stream};
@@ -251,4 +251,52 @@ fn a_damaged_checkpoint_is_a_typed_error() {
     }
     assert!(checked > 600, "{checked}");
     resume(&saved).unwrap();
+}
+
+/// Places that no worker was at, under the right checksum.
+#[test]
+fn a_lying_place_is_a_typed_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(&folder.path().join("text"), 20);
+    let config = WordTrainingConfig { save_interval: Some(50), keep_checkpoints: None, ..config() };
+    let run = folder.path().join("run");
+    let mut first = trainer(&text, &config);
+    first.save_to(&run).unwrap();
+    to_the_end(&mut first, &text).unwrap();
+    drop(first);
+    let saved = Checkpoint::open(&checkpoints(&run)[0]).unwrap();
+    let mut good = resume(saved.folder()).unwrap();
+    let (layout, vocabulary) = (good.model().layout().clone(), saved.file("vocabulary.txt").unwrap());
+    let store = saved.load("model", &layout).unwrap();
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut manifest = saved.manifest().clone();
+        change(&mut manifest.state["workers"][0]);
+        let files = [("vocabulary.txt", vocabulary.clone().into())];
+        let stores = [("model", &store)];
+        let run = RunFolder::open(folder.path()).unwrap();
+        run.write(manifest, &layout, &stores, &files, None).unwrap();
+        resume(folder.path()).and_then(|mut trainer| to_the_end(&mut trainer, &text))
+    };
+    let words = to_the_end(&mut good, &text).unwrap().words;
+    assert_eq!(with(&|_| ()).unwrap().words, words);
+    for (path, value) in [
+        ("/block", u64::MAX),
+        ("/text/words", u64::MAX),
+        ("/text/line", u64::from(u32::MAX)),
+        ("/text/epoch", u64::MAX),
+        ("/text/epoch", 3),
+        ("/text/file", u64::MAX),
+        ("/text/file", 7),
+        ("/text/offset", u64::MAX),
+        ("/words/3", 60_000),
+    ] {
+        let lie = |place: &mut serde_json::Value| *place.pointer_mut(path).unwrap() = value.into();
+        let error = with(&lie).unwrap_err();
+        assert!(matches!(error, Error::InvalidFile { .. } | Error::Shape { .. }), "{path} = {value}: {error}");
+    }
+    for list in ["/words", "/lines"] {
+        let error = with(&|place| *place.pointer_mut(list).unwrap() = serde_json::json!([1, 2])).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{list}: {error}");
+    }
 }

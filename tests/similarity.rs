@@ -235,6 +235,18 @@ fn what_is_not_finite_changes_nothing() {
     assert!(model.parameters().values().iter().map(|value| value.to_bits()).eq(before));
 }
 
+/// Finite weights whose product is not: −ln ∞ has a gradient of 0, and only the loss tells.
+#[test]
+fn a_loss_that_is_not_finite_changes_nothing() {
+    let mut model = SimilarityModel::new(SimilarityConfig { unit_norm: false, ..config(0, false) }).unwrap();
+    let (inputs, targets) = batch();
+    model.parameters_mut().values_mut().fill(1e30);
+    let error = model.step(inputs.view(), targets.view()).unwrap_err();
+    assert!(matches!(&error, Error::NonFinite { step: 1, what, .. } if what == "the loss"), "{error}");
+    assert!(model.parameters().values().iter().all(|&value| value == 1e30));
+    assert_eq!(model.steps(), 0);
+}
+
 /// Batches of pairs within groups of ten tokens.
 fn groups(step: u64) -> (Array2<u32>, Array2<u32>) {
     let stream = Stream::new(4, Purpose::Caller, step);

@@ -43,6 +43,11 @@ pub fn continued<F: Serialize + DeserializeOwned>(
     }
 }
 
+/// Reads a word as the configuration files spell it.
+pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
 /// Reads `exact`, `rounding` or `anything`.
 pub fn accept(text: &str) -> Result<Accept, String> {
     match text {

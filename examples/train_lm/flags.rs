@@ -6,10 +6,9 @@ use clap::Parser;
 use cllm::checkpoint::Accept;
 use cllm::data::{BatchOrder, TokenizerSource};
 use cllm::{OnNonFinite, Optimizer, Preset, Result, Schedule, TrainingConfig, TransformerConfig};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::recorded;
+use crate::recorded::{self, word};
 
 /// Trains a language model on text.
 ///
@@ -159,11 +158,6 @@ pub struct Flags {
 
 /// Updates if neither --steps nor --epochs is given.
 const DEFAULT_STEPS: u64 = 4000;
-
-/// Reads a word as the configuration files spell it.
-fn word<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
 
 impl Flags {
     /// With everything filled in that follows from other flags, from the machine or from where the program runs: so they

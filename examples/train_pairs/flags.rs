@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use cllm::OnNonFinite;
 use cllm::checkpoint::Accept;
 use cllm::config::{PairEncoderConfig, PairTrainingConfig};
 use cllm::data::{PairFormat, TokenizerSource};
@@ -81,6 +82,11 @@ pub struct Flags {
     /// Checkpoints that are kept, the last ones; 0 keeps all
     #[arg(long, default_value_t = 3, value_name = "K")]
     pub keep: usize,
+    /// What to do about a loss or a gradient that is not finite: stop, skip the batch, or roll-back to the last checkpoint and
+    /// halve the learning rate
+    #[arg(long, default_value = "stop", value_parser = recorded::word::<OnNonFinite>, value_name = "POLICY")]
+    #[serde(default)]
+    pub on_non_finite: OnNonFinite,
     /// Go on with the run in this folder, with its flags, tokenizer and data; --steps and --epochs may grow
     #[arg(long, value_name = "DIR", conflicts_with = "run")]
     #[serde(skip)]
@@ -154,6 +160,7 @@ impl Flags {
             weight_decay: self.weight_decay,
             save_interval: (self.save_every > 0).then_some(self.save_every),
             keep_checkpoints: (self.keep > 0).then_some(self.keep),
+            on_non_finite: self.on_non_finite,
             seed: self.seed,
             workers: self.workers,
             ..Default::default()

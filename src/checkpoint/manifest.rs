@@ -118,6 +118,9 @@ impl Manifest {
             return Err(format!("format version {format_version} is not {FORMAT_VERSION}"));
         }
         let manifest: Self = serde_json::from_str(&json).map_err(invalid)?;
+        if manifest.step > u64::MAX / 2 {
+            return Err(format!("a step of {}, which is too many to go on from", manifest.step));
+        }
         let factor = manifest.learning_rate_factor;
         if !(factor > 0.0 && factor <= 1.0) {
             return Err(format!("a learning rate factor of {factor}"));

@@ -58,6 +58,22 @@ impl Snapshot {
         self.stores.iter().find(|(stored, _)| *stored == name).map(|(_, store)| store)
     }
 
+    /// The values of the store `name`.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    #[track_caller]
+    pub fn values(&self, name: &str) -> &[f32] {
+        self.store(name).unwrap_or_else(|| panic!("a snapshot without {name}")).values()
+    }
+
+    /// The content of the file `name`.
+    #[must_use]
+    pub fn file(&self, name: &str) -> Option<&[u8]> {
+        self.files.iter().find(|(stored, _)| *stored == name).map(|(_, content)| &**content)
+    }
+
     /// Writes the copy as [`RunFolder::write`] does.
     ///
     /// # Errors

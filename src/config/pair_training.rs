@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Schedule, TrainingConfig, above_zero, below, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, Schedule, TrainingConfig, above_zero, below, positive, within};
 use crate::{Error, Result};
 
 /// The shape of a [`PairEncoder`](crate::models::pair_encoder::PairEncoder).
@@ -78,6 +78,13 @@ pub struct PairTrainingConfig {
     pub save_interval: Option<u64>,
     /// Checkpoints that are kept in the run folder, the last ones; all without.
     pub keep_checkpoints: Option<usize>,
+    /// What to do when the loss or the gradient is not finite.
+    pub on_non_finite: OnNonFinite,
+    /// What the learning rate is multiplied by at every [`OnNonFinite::RollBack`].
+    pub roll_back_factor: f64,
+    /// How many steps may be skipped in a row, or how often the run may be rolled back before it gets beyond the step
+    /// that failed; then the error is returned.
+    pub non_finite_limit: u64,
     /// Seed of the initial vectors and of the order of pairs.
     pub seed: u64,
     /// Worker threads.
@@ -88,6 +95,7 @@ pub struct PairTrainingConfig {
 
 impl Default for PairTrainingConfig {
     fn default() -> Self {
+        let NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit } = NonFinitePolicy::default();
         Self {
             batch_size: 1024,
             hard_negatives: 0,
@@ -108,6 +116,9 @@ impl Default for PairTrainingConfig {
             epsilon: 1e-8,
             save_interval: None,
             keep_checkpoints: Some(3),
+            on_non_finite,
+            roll_back_factor,
+            non_finite_limit,
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             keep_blas_threads: false,
@@ -158,7 +169,13 @@ impl PairTrainingConfig {
         within("weight_decay", self.weight_decay, 0.0, f64::INFINITY)?;
         below("beta1", self.beta1, 0.0, 1.0)?;
         below("beta2", self.beta2, 0.0, 1.0)?;
-        above_zero("epsilon", self.epsilon)
+        above_zero("epsilon", self.epsilon)?;
+        self.non_finite_policy().validate()
+    }
+
+    pub(crate) fn non_finite_policy(&self) -> NonFinitePolicy {
+        let Self { on_non_finite, roll_back_factor, non_finite_limit, .. } = *self;
+        NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit }
     }
 
     /// Texts of a full batch.

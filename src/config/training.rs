@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{above_zero, below, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, above_zero, below, positive, within};
 use crate::data::BatchOrder;
 use crate::{Error, Result};
 
@@ -45,20 +45,6 @@ pub enum Sharding {
     Sequences,
     /// All workers take part in every operation; one gradient buffer.
     Operations,
-}
-
-/// What a trainer does when the loss or the gradient of a step is not finite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnNonFinite {
-    /// Returns [`Error::NonFinite`]; the trainer stays usable, its parameters are as before the step.
-    Stop,
-    /// Leaves the batch out: no update, but the step counts. Does not help where a weight is not finite, which is an
-    /// error.
-    Skip,
-    /// Returns to the last save (without a run folder, to the copy of the state that is made every `save_interval`;
-    /// before the first of either, to the run's beginning) and multiplies the learning rate by `roll_back_factor`.
-    RollBack,
 }
 
 /// Everything a training run is told.
@@ -141,6 +127,7 @@ pub struct TrainingConfig {
 
 impl Default for TrainingConfig {
     fn default() -> Self {
+        let NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit } = NonFinitePolicy::default();
         Self {
             batch_size: 12,
             sequence_length: 64,
@@ -168,9 +155,9 @@ impl Default for TrainingConfig {
             top_k: 5,
             save_interval: None,
             keep_checkpoints: Some(3),
-            on_non_finite: OnNonFinite::Stop,
-            roll_back_factor: 0.5,
-            non_finite_limit: 10,
+            on_non_finite,
+            roll_back_factor,
+            non_finite_limit,
             batch_order: BatchOrder::Random,
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
@@ -226,8 +213,7 @@ impl TrainingConfig {
         above_zero("epsilon", self.epsilon)?;
         below("momentum", self.momentum, 0.0, 1.0)?;
         below("label_smoothing", self.label_smoothing, 0.0, 1.0)?;
-        above_zero("roll_back_factor", self.roll_back_factor)?;
-        within("roll_back_factor", self.roll_back_factor, 0.0, 1.0)?;
+        self.non_finite_policy().validate()?;
         if let Some(clip) = self.gradient_clip {
             above_zero("gradient_clip", clip)?;
         }
@@ -238,5 +224,9 @@ impl TrainingConfig {
             return Err(Error::config("nesterov", true, "needs a momentum above 0"));
         }
         Ok(())
+    }
+    pub(crate) fn non_finite_policy(&self) -> NonFinitePolicy {
+        let Self { on_non_finite, roll_back_factor, non_finite_limit, .. } = *self;
+        NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{above_zero, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, above_zero, positive, within};
 use crate::{Error, Result};
 
 /// What a word embedding is trained to predict (Mikolov et al., "Distributed representations of words and phrases and
@@ -102,6 +102,13 @@ pub struct WordTrainingConfig {
     pub save_interval: Option<u64>,
     /// Checkpoints that are kept in the run folder, the last ones; all without.
     pub keep_checkpoints: Option<usize>,
+    /// What to do when the loss of a block is not finite.
+    pub on_non_finite: OnNonFinite,
+    /// What the learning rate is multiplied by at every [`OnNonFinite::RollBack`].
+    pub roll_back_factor: f64,
+    /// How many blocks may be skipped in a row, or how often the run may be rolled back before it gets beyond the block
+    /// that failed; then the error is returned.
+    pub non_finite_limit: u64,
     /// Worker threads.
     pub workers: usize,
     /// How they share the tables.
@@ -113,6 +120,7 @@ pub struct WordTrainingConfig {
 impl Default for WordTrainingConfig {
     /// Word2vec's settings for skip-gram.
     fn default() -> Self {
+        let NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit } = NonFinitePolicy::default();
         Self {
             objective: WordObjective::SkipGram,
             dim: 100,
@@ -128,6 +136,9 @@ impl Default for WordTrainingConfig {
             subwords: None,
             save_interval: None,
             keep_checkpoints: Some(3),
+            on_non_finite,
+            roll_back_factor,
+            non_finite_limit,
             workers: 1,
             mode: WorkerMode::Deterministic,
             seed: 1,
@@ -179,6 +190,12 @@ impl WordTrainingConfig {
         within("sample", self.sample, 0.0, f64::INFINITY)?;
         within("negative_power", self.negative_power, 0.0, 4.0)?;
         above_zero("learning_rate", self.learning_rate)?;
-        within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)
+        within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;
+        self.non_finite_policy().validate()
+    }
+
+    pub(crate) fn non_finite_policy(&self) -> NonFinitePolicy {
+        let Self { on_non_finite, roll_back_factor, non_finite_limit, .. } = *self;
+        NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit }
     }
 }

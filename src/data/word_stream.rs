@@ -40,6 +40,13 @@ pub(crate) struct StreamPlace {
     pub words: u64,
 }
 
+impl StreamPlace {
+    /// Whether the numbers can be counted on from, as those of all workers together.
+    pub fn counts(&self) -> bool {
+        self.line <= u32::MAX >> 1 && self.words < 1 << 47
+    }
+}
+
 /// A word, and the line it stands in: a number that changes with every line and is never `u32::MAX`.
 pub(crate) type WordInLine = (u32, u32);
 

@@ -89,6 +89,7 @@ struct Batch {
     /// Ids of one side, with 0 in place of the ignored one.
     ids: Vec<u32>,
     similarities: Vec<f32>,
+    loss: f64,
     /// d(loss)/d(similarity).
     gradients: Vec<f32>,
     /// 1/|x| and 1/|y|, 0 for vectors of zeros.
@@ -153,6 +154,7 @@ impl SimilarityModel {
                 sequence_length: config.sequence_length,
                 counts: Vec::with_capacity(tokens),
                 ids: Vec::with_capacity(tokens),
+                loss: 0.0,
                 similarities: Vec::with_capacity(tokens),
                 gradients: Vec::with_capacity(tokens),
                 input_scales: vec![1.0; tokens],

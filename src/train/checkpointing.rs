@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::engine::Engine;
+use super::recovery::Recover;
 use super::report::StepOutcome;
 use super::run_data::Recorded;
 use super::trainer::Trainer;
@@ -155,7 +156,7 @@ impl Engine {
     /// Prepares for a run on `source`: compares it with what a checkpoint says, and does now what would stall a save.
     pub fn begin_run(&mut self, source: &SequenceSource) -> Result<()> {
         self.data.begin(source, self.saving.is_on())?;
-        if self.rolls_back() && self.saving.snapshot().is_none() {
+        if self.policy().rolls_back() && self.saving.snapshot().is_none() {
             self.saving(|saving, state| saving.take_snapshot(state).map(|_| ()))?;
         }
         Ok(())
@@ -164,12 +165,12 @@ impl Engine {
     /// What is due every save interval: a checkpoint beside training, if there is a run folder, or else a copy to roll
     /// back to, if that is the policy. State that is not finite is never saved; the policy may roll it back.
     pub fn save_beside_training(&mut self) -> Result<StepOutcome> {
-        if !self.saving.is_on() && !self.rolls_back() {
+        if !self.saving.is_on() && !self.policy().rolls_back() {
             return Ok(StepOutcome::Updated);
         }
         match self.saving(Saving::save_beside_training) {
             Ok(()) => Ok(StepOutcome::Updated),
-            Err(error) if self.rolls_back() => self.recover(error),
+            Err(error) if self.policy().rolls_back() => self.recover(self.steps, error),
             Err(error) => Err(error),
         }
     }
@@ -184,9 +185,9 @@ impl Engine {
     }
 
     /// Returns to the last copy of the state; whether there was one.
-    pub fn restore_snapshot(&mut self) -> bool {
+    pub fn return_to_snapshot(&mut self) -> bool {
         let Some(snapshot) = self.saving.snapshot() else { return false };
-        let copy = |name| snapshot.store(name).expect("a snapshot has the engine's stores").values();
+        let copy = |name| snapshot.values(name);
         self.model.parameters_mut().values_mut().copy_from_slice(copy(MODEL));
         self.optimizer.first.values_mut().copy_from_slice(copy(FIRST_MOMENTS));
         if let Some(second) = &mut self.optimizer.second {

@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use super::recovery::{Recover, Recovery};
+use super::report::StepOutcome;
 use super::run_data::RunData;
 use crate::checkpoint::saving::Saving;
 use crate::config::{PairEncoderConfig, PairTrainingConfig};
@@ -31,6 +33,8 @@ pub struct PairReport {
     pub pairs: u64,
     /// Tokens in the batch.
     pub tokens: u64,
+    /// What became of the step.
+    pub outcome: StepOutcome,
 }
 
 /// What a run's callback is told after every step.
@@ -120,6 +124,7 @@ pub(super) struct Engine {
     pub steps: u64,
     pub saving: Saving,
     pub data: RunData<PairSource>,
+    pub recovery: Recovery,
 }
 
 impl PairTrainer {
@@ -160,6 +165,7 @@ impl PairTrainer {
             steps: 0,
             saving: Saving::default(),
             data: RunData::default(),
+            recovery: Recovery::default(),
             encoder,
             config,
         };
@@ -171,10 +177,11 @@ impl PairTrainer {
     /// # Errors
     /// [`Error::Shape`] for a batch with more pairs, other numbers of hard negatives or more tokens than there is room
     /// for; [`Error::TokenOutOfRange`]; [`Error::NonFinite`] if the loss or the gradient is not finite: the parameters are
-    /// then as before.
+    /// then as before. Under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome
+    /// tells of it instead.
     pub fn step(&mut self, batch: &PairBatch) -> Result<PairReport> {
         let engine = &mut self.engine;
-        self.pool.install(|| engine.step(batch))
+        self.pool.install(|| engine.guarded_step(batch))
     }
 
     /// Trains on the batches of `source` until the configured end, from the step this trainer is at.
@@ -204,7 +211,7 @@ impl PairTrainer {
         let engine = &mut self.engine;
         engine.learning_rate = LearningRate::new(&engine.config.schedule(), last_step);
         self.pool.install(|| {
-            engine.data.begin(source, engine.saving.is_on())?;
+            engine.begin_run(source)?;
             engine.run(source, last_step, on_progress)
         })
     }
@@ -262,16 +269,18 @@ impl Engine {
         self.encoder.check("batch", batch.rows())
     }
 
-    fn step(&mut self, batch: &PairBatch) -> Result<PairReport> {
+    pub fn step(&mut self, batch: &PairBatch) -> Result<PairReport> {
         self.check(batch)?;
         let (sum, finite) = self.workspace.loss_and_gradient(&self.encoder, batch, self.parallelism);
         let pairs = batch.pairs() as f64;
         let loss = sum.loss / pairs;
         if !loss.is_finite() || !finite {
+            let step = self.steps + 1;
+            self.check_weights(step)?;
             let what = if finite { "the loss" } else { "the gradient" };
-            return Err(Error::NonFinite { step: self.steps + 1, what: what.into(), value: loss });
+            return Err(Error::NonFinite { step, what: what.into(), value: loss });
         }
-        let learning_rate = self.learning_rate.at(self.steps);
+        let learning_rate = self.next_learning_rate();
         let step = AdamwStep {
             learning_rate,
             beta1: self.config.beta1,
@@ -291,7 +300,12 @@ impl Engine {
             learning_rate,
             pairs: batch.pairs() as u64,
             tokens: batch.rows().ids().len() as u64,
+            outcome: StepOutcome::Updated,
         })
+    }
+
+    pub fn next_learning_rate(&self) -> f64 {
+        self.learning_rate.at(self.steps) * self.recovery.learning_rate_factor
     }
 
     fn run(
@@ -306,16 +320,17 @@ impl Engine {
         while self.steps < last_step {
             let start = Instant::now();
             source.fill(self.steps, &mut batch)?;
-            let report = self.step(&batch)?;
+            let mut report = self.guarded_step(&batch)?;
             summary.training_time += start.elapsed();
             summary.pairs += report.pairs;
+            let due = self.config.save_interval.is_some_and(|interval| report.step.is_multiple_of(interval));
+            if due && report.outcome == StepOutcome::Updated {
+                report.outcome = self.save_beside_training()?;
+                report.step = self.steps;
+            }
             summary.steps = self.steps;
             summary.last = Some(report);
             tracing::debug!(step = report.step, loss = report.loss, "step");
-            let due = self.config.save_interval.is_some_and(|interval| report.step.is_multiple_of(interval));
-            if due && self.saving.is_on() {
-                self.save(Saving::save_beside_training)?;
-            }
             let progress = PairProgress {
                 report,
                 last_step,

@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::report::{StepOutcome, StepReport};
 use crate::checkpoint::check_finite;
-use crate::config::OnNonFinite;
+use crate::config::{NonFinitePolicy, OnNonFinite};
 use crate::data::Batch;
 use crate::{Error, Result};
 
@@ -24,22 +24,97 @@ impl Default for Recovery {
     }
 }
 
-impl Engine {
-    pub fn rolls_back(&self) -> bool {
-        self.config.on_non_finite == OnNonFinite::RollBack
+impl Recovery {
+    /// Takes note of a `step` that went well.
+    pub fn reached(&mut self, step: u64) {
+        if step > self.failed {
+            self.failures = 0;
+        }
+    }
+}
+
+/// A trainer that can go on after a step that failed.
+pub(super) trait Recover {
+    fn policy(&self) -> NonFinitePolicy;
+
+    fn recovery(&mut self) -> &mut Recovery;
+
+    /// Fails if a weight is not finite, and names it.
+    fn check_weights(&self, step: u64) -> Result<()>;
+
+    /// Goes on to the next step without an update.
+    fn leave_out(&mut self);
+
+    /// Returns to the last copy of the state, but for the learning rate; whether there was one.
+    fn restore_snapshot(&mut self) -> bool;
+
+    /// Does what the policy says about `error`, met at `step`, or returns it.
+    fn recover(&mut self, step: u64, error: Error) -> Result<StepOutcome> {
+        if !matches!(error, Error::NonFinite { .. }) {
+            return Err(error);
+        }
+        let policy = self.policy();
+        if self.recovery().failures >= policy.non_finite_limit {
+            return Err(error);
+        }
+        let outcome = match policy.on_non_finite {
+            OnNonFinite::Stop => return Err(error),
+            OnNonFinite::Skip => {
+                // Without finite weights every further step would fail as well.
+                self.check_weights(step)?;
+                self.leave_out();
+                StepOutcome::Skipped
+            }
+            OnNonFinite::RollBack => {
+                if !self.restore_snapshot() {
+                    return Err(error);
+                }
+                let factor = &mut self.recovery().learning_rate_factor;
+                // A checkpoint with a factor of 0 would be refused.
+                *factor = (*factor * policy.roll_back_factor).max(f64::MIN_POSITIVE);
+                StepOutcome::RolledBack
+            }
+        };
+        let recovery = self.recovery();
+        recovery.failures += 1;
+        recovery.failed = recovery.failed.max(step);
+        tracing::warn!(%error, ?outcome, "a step failed");
+        Ok(outcome)
+    }
+}
+
+impl Recover for Engine {
+    fn policy(&self) -> NonFinitePolicy {
+        self.config.non_finite_policy()
     }
 
+    fn recovery(&mut self) -> &mut Recovery {
+        &mut self.recovery
+    }
+
+    fn check_weights(&self, step: u64) -> Result<()> {
+        check_finite(step, self.model.layout(), &[("model", self.model.parameters())])
+    }
+
+    fn leave_out(&mut self) {
+        self.steps += 1;
+    }
+
+    fn restore_snapshot(&mut self) -> bool {
+        self.return_to_snapshot()
+    }
+}
+
+impl Engine {
     /// One update, or what the policy says where there can be none.
     pub fn guarded_step(&mut self, batch: &Batch) -> Result<StepReport> {
         match self.step(batch) {
             Ok(report) => {
-                if report.step > self.recovery.failed {
-                    self.recovery.failures = 0;
-                }
+                self.recovery.reached(report.step);
                 Ok(report)
             }
             Err(error) => {
-                let outcome = self.recover(error)?;
+                let outcome = self.recover(self.steps + 1, error)?;
                 Ok(StepReport {
                     step: self.steps,
                     loss: f64::NAN,
@@ -51,33 +126,5 @@ impl Engine {
                 })
             }
         }
-    }
-
-    /// Does what the policy says about `error`, or returns it.
-    pub fn recover(&mut self, error: Error) -> Result<StepOutcome> {
-        let Error::NonFinite { step, .. } = error else { return Err(error) };
-        if self.recovery.failures >= self.config.non_finite_limit {
-            return Err(error);
-        }
-        let outcome = match self.config.on_non_finite {
-            OnNonFinite::Stop => return Err(error),
-            OnNonFinite::Skip => {
-                // Without finite weights every further step would fail as well.
-                check_finite(step, self.model.layout(), &[("model", self.model.parameters())])?;
-                self.steps += 1;
-                StepOutcome::Skipped
-            }
-            OnNonFinite::RollBack => {
-                if !self.restore_snapshot() {
-                    return Err(error);
-                }
-                self.recovery.learning_rate_factor *= self.config.roll_back_factor;
-                StepOutcome::RolledBack
-            }
-        };
-        self.recovery.failures += 1;
-        self.recovery.failed = self.recovery.failed.max(step);
-        tracing::warn!(%error, ?outcome, step = self.steps, "a step failed");
-        Ok(outcome)
     }
 }

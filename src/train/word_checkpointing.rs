@@ -6,13 +6,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::recovery::{Recover, Recovery};
+use super::report::StepOutcome;
 use super::run_data::{Recorded, RunData};
 use super::word_trainer::WordTrainer;
 use super::word_worker::WorkerPlace;
 use crate::checkpoint::difference::{self, refuse};
 use crate::checkpoint::saving::{MODEL, State};
-use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, to_map};
-use crate::config::WordTrainingConfig;
+use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, check_finite, to_map};
+use crate::config::{NonFinitePolicy, WordTrainingConfig};
 use crate::data::{TextFiles, WordSplit, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
 use crate::{Error, Result};
@@ -77,8 +79,9 @@ impl WordTrainer {
     pub fn save(&mut self, folder: impl AsRef<Path>) -> Result<PathBuf> {
         self.saving.save_to(folder.as_ref())?;
         self.data.prepare(&self.vocabulary)?;
-        let Self { vocabulary, config, model, places, saving, data, .. } = self;
-        saving.save_now(&data.state(vocabulary, config, model, places))
+        let Self { vocabulary, config, model, places, saving, data, recovery, pool } = self;
+        let state = data.state(vocabulary, config, model, places, recovery.learning_rate_factor);
+        pool.install(|| saving.save_now(&state))
     }
 
     /// Takes up the run in `folder` where its last checkpoint left it, or at the checkpoint that `folder` is; with the
@@ -121,10 +124,14 @@ impl WordTrainer {
             let problem = format!("{} places for {} workers", places.len(), config.workers);
             return Err(Error::invalid_file(path, problem));
         }
+        if !places.iter().flatten().all(WorkerPlace::counts) {
+            return Err(Error::invalid_file(path, "a worker's place with numbers that are too large"));
+        }
         let mut trainer = Self::new(vocabulary, config)?;
         let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
         trainer.places = places;
+        trainer.recovery.learning_rate_factor = manifest.learning_rate_factor;
         trainer.data.text.expect(manifest.data.clone(), accept);
         Ok((trainer, differences))
     }
@@ -146,7 +153,56 @@ impl WordTrainer {
     /// Compares the text of a run with what a checkpoint says, and does now what would stall a save.
     pub(super) fn begin_run(&mut self, text: &TextFiles) -> Result<()> {
         self.data.text.begin(text, self.saving.is_on())?;
-        if self.saving.is_on() { self.data.prepare(&self.vocabulary) } else { Ok(()) }
+        let rolls_back = self.policy().rolls_back();
+        if self.saving.is_on() || rolls_back {
+            self.data.prepare(&self.vocabulary)?;
+        }
+        let Self { vocabulary, config, model, places, saving, data, recovery, pool } = self;
+        if rolls_back && saving.snapshot().is_none() {
+            let state = data.state(vocabulary, config, model, places, recovery.learning_rate_factor);
+            pool.install(|| saving.take_snapshot(state))?;
+        }
+        Ok(())
+    }
+
+    /// Does what the policy says about the `error` that ended a part of a run, or returns it. Of the words of the first
+    /// worker, all up to `reached` went well.
+    pub(super) fn go_on_after(&mut self, error: Error, reached: u64) -> Result<StepOutcome> {
+        self.recovery.reached(reached);
+        let error = match error {
+            // A loss tells of some weight; this finds which.
+            Error::NonFinite { .. } => self.check_weights(self.words()).err().unwrap_or(error),
+            error => return Err(error),
+        };
+        let first = self.places.first().and_then(Option::as_ref).map_or(0, WorkerPlace::words_read);
+        self.recover(first, error)
+    }
+}
+
+impl Recover for WordTrainer {
+    fn policy(&self) -> NonFinitePolicy {
+        self.config.non_finite_policy()
+    }
+
+    fn recovery(&mut self) -> &mut Recovery {
+        &mut self.recovery
+    }
+
+    fn check_weights(&self, step: u64) -> Result<()> {
+        let model = &self.model;
+        self.pool.install(|| check_finite(step, model.layout(), &[(MODEL, model.parameters())]))
+    }
+
+    /// The workers' places are behind the block that failed, which made no update.
+    fn leave_out(&mut self) {}
+
+    fn restore_snapshot(&mut self) -> bool {
+        let Some(snapshot) = self.saving.snapshot() else { return false };
+        self.model.parameters_mut().values_mut().copy_from_slice(snapshot.values(MODEL));
+        let places = snapshot.manifest().state(Path::new(WORKERS), WORKERS);
+        self.places = places.expect("a snapshot has the workers' places");
+        self.saving.forget();
+        true
     }
 }
 
@@ -163,10 +219,12 @@ impl WordData {
         config: &WordTrainingConfig,
         model: &'a SkipGram,
         places: &[Option<WorkerPlace>],
+        learning_rate_factor: f64,
     ) -> State<'a> {
         let record = VocabularyRecord { split: vocabulary.split(), corpus_words: vocabulary.corpus_words() };
         let manifest = Manifest {
             schedule_steps: vocabulary.corpus_words().saturating_mul(config.epochs),
+            learning_rate_factor,
             data: self.text.recorded(),
             settings: to_map(&json!({ "training": config, "vocabulary": record })),
             state: to_map(&json!({ WORKERS: places })),

@@ -14,6 +14,8 @@ pub(super) struct Shared<'a> {
     pub subwords: Option<Arc<Subwords>>,
     /// The settings, with the block that [`stable_block`] allows.
     pub config: WordTrainingConfig,
+    /// What the learning rate is multiplied by.
+    pub learning_rate_factor: f64,
     pub keep: Vec<f32>,
     pub negatives: AliasTable,
     /// For each worker and each table, the end of the rows it updates: even shares of the expected updates.
@@ -53,7 +55,8 @@ impl<'a> Shared<'a> {
         let shared_negatives = config.shared_negatives as f64;
         let output_ends = ends_of_shares(workers, rows, |id| rate(id, positive_output, shared_negatives));
         let negatives = AliasTable::new(&drawn);
-        Self { corpus, vocabulary, subwords, config, negatives, input_ends, output_ends, keep }
+        let learning_rate_factor = 1.0;
+        Self { corpus, vocabulary, subwords, config, learning_rate_factor, negatives, input_ends, output_ends, keep }
     }
 }
 

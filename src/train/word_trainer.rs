@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::recovery::{Recover, Recovery};
+use super::report::StepOutcome;
 use super::word_checkpointing::WordData;
 use super::word_shared::Shared;
 use super::word_worker::{WordWorker, WorkerPlace, deterministic_round};
@@ -47,6 +49,10 @@ pub struct WordSummary {
     pub training_time: Duration,
     /// Whether the callback stopped the run.
     pub stopped: bool,
+    /// Blocks that this run left out, since their loss was not finite.
+    pub skipped: u64,
+    /// How often this run was rolled back.
+    pub rolled_back: u64,
 }
 
 impl WordSummary {
@@ -90,7 +96,8 @@ pub struct WordTrainer {
     pub(super) places: Vec<Option<WorkerPlace>>,
     pub(super) saving: Saving,
     pub(super) data: WordData,
-    pool: rayon::ThreadPool,
+    pub(super) recovery: Recovery,
+    pub(super) pool: rayon::ThreadPool,
 }
 
 impl WordTrainer {
@@ -106,7 +113,7 @@ impl WordTrainer {
             .thread_name(|worker| format!("cllm worker {worker}"))
             .build()?;
         let (places, saving, data) = (Vec::new(), Saving::default(), WordData::default());
-        Ok(Self { vocabulary, config, model, places, saving, data, pool })
+        Ok(Self { vocabulary, config, model, places, saving, data, recovery: Recovery::default(), pool })
     }
 
     /// Trains on `corpus` for the configured epochs, the learning rate falling from its start to its end, from where this
@@ -118,7 +125,8 @@ impl WordTrainer {
     /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or
     /// was cut; some words of it may then be passed over if the run is continued, unless it is resumed from its last
     /// checkpoint. [`Error::NonFinite`](crate::Error::NonFinite) if the loss of a block is not finite, and then the block is
-    /// left out. [`Error::Differences`](crate::Error::Differences) if the trainer was resumed and `corpus` is not the text
+    /// left out; under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the run goes on, and
+    /// the summary tells of it. [`Error::Differences`](crate::Error::Differences) if the trainer was resumed and `corpus` is not the text
     /// of its checkpoint. Those of saving (see [`WordTrainer::save_to`]).
     pub fn run(
         &mut self,
@@ -126,37 +134,63 @@ impl WordTrainer {
         on_progress: impl FnMut(&WordProgress) -> ControlFlow<()> + Send,
     ) -> Result<WordSummary> {
         self.begin_run(corpus)?;
-        let start = Instant::now();
-        let Self { vocabulary, config, model, places, saving, data, pool } = self;
-        let shared = Shared::new(vocabulary, config, model.subwords(), corpus);
+        let mut watch = Watch {
+            start: Instant::now(),
+            first: self.words(),
+            next_report: u64::MAX,
+            next_save: u64::MAX,
+            reached: 0,
+            on_progress,
+        };
+        let (mut skipped, mut rolled_back) = (0, 0);
+        loop {
+            let error = match self.run_from_places(corpus, &mut watch) {
+                Ok(summary) => return Ok(WordSummary { skipped, rolled_back, ..summary }),
+                Err(error) => error,
+            };
+            match self.go_on_after(error, watch.reached)? {
+                StepOutcome::RolledBack => rolled_back += 1,
+                _ => skipped += 1,
+            }
+        }
+    }
+
+    /// Trains from where the workers are until the run ends or a block fails, which is then left out.
+    fn run_from_places(
+        &mut self,
+        corpus: &TextFiles,
+        watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
+    ) -> Result<WordSummary> {
+        let saves = self.saving.is_on() || self.policy().rolls_back();
+        let Self { vocabulary, config, model, places, saving, data, recovery, pool } = self;
+        let learning_rate_factor = recovery.learning_rate_factor;
+        let shared = Shared { learning_rate_factor, ..Shared::new(vocabulary, config, model.subwords(), corpus) };
         let mut workers = (0..config.workers)
             .map(|worker| match places.get(worker).and_then(Option::as_ref) {
                 None => Ok(WordWorker::new(&shared, worker)),
                 Some(place) => WordWorker::at(&shared, worker, place),
             })
             .collect::<Result<Vec<_>>>()?;
-        let first: u64 = workers.iter().map(WordWorker::words).sum();
-        let mut watch = Watch {
-            start,
-            first,
-            next_report: workers[0].words() + REPORT_WORDS,
-            next_save: config.save_interval.filter(|_| saving.is_on()).map(|interval| first + interval),
-            on_progress,
+        let next_save = |words: u64| match config.save_interval {
+            Some(interval) if saves => words + interval,
+            _ => u64::MAX,
         };
+        let words: u64 = workers.iter().map(WordWorker::words).sum();
+        watch.next_report = watch.next_report.min(workers[0].words() + REPORT_WORDS);
+        watch.next_save = watch.next_save.min(next_save(words));
         let ended: Result<bool> = pool.install(|| {
             loop {
                 let pause = match config.mode {
-                    WorkerMode::Deterministic => deterministic(&shared, &mut workers, model, &mut watch),
-                    WorkerMode::Async => asynchronous(&mut workers, model, config.dim, &mut watch),
+                    WorkerMode::Deterministic => deterministic(&shared, &mut workers, model, watch),
+                    WorkerMode::Async => asynchronous(&mut workers, model, config.dim, watch),
                 }?;
                 if pause != Pause::Save {
                     saving.finish()?;
                     return Ok(pause == Pause::Stop);
                 }
                 *places = places_of(&workers);
-                saving.save_beside_training(data.state(vocabulary, config, model, places))?;
-                let words: u64 = workers.iter().map(WordWorker::words).sum();
-                watch.next_save = config.save_interval.map(|interval| words + interval);
+                saving.save_beside_training(data.state(vocabulary, config, model, places, learning_rate_factor))?;
+                watch.next_save = next_save(workers.iter().map(WordWorker::words).sum());
             }
         });
         *places = places_of(&workers);
@@ -164,7 +198,8 @@ impl WordTrainer {
             / workers.iter().map(|worker| worker.epoch_loss.pairs).sum::<f64>();
         let words: u64 = workers.iter().map(WordWorker::words).sum();
         let stopped = ended?;
-        Ok(WordSummary { words, run_words: words - first, loss, training_time: start.elapsed(), stopped })
+        let (run_words, training_time) = (words - watch.first, watch.start.elapsed());
+        Ok(WordSummary { words, run_words, loss, training_time, stopped, skipped: 0, rolled_back: 0 })
     }
 
     /// The tables as trained so far.
@@ -229,7 +264,9 @@ struct Watch<F> {
     /// Of the first worker.
     next_report: u64,
     /// Of all workers.
-    next_save: Option<u64>,
+    next_save: u64,
+    /// Words of the first worker after the last look: what came before went well.
+    reached: u64,
     on_progress: F,
 }
 
@@ -237,6 +274,7 @@ impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
     /// Looks at `worker`, as if all `workers` had done the same; returns why they shall come to rest, if they shall.
     fn look(&mut self, worker: &mut WordWorker<'_>, workers: usize) -> Option<Pause> {
         let words = worker.words() * workers as u64;
+        self.reached = worker.words();
         if worker.words() >= self.next_report {
             self.next_report = worker.words() + REPORT_WORDS;
             let loss = worker.take_loss();
@@ -252,7 +290,7 @@ impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
                 return Some(Pause::Stop);
             }
         }
-        self.next_save.is_some_and(|next| words >= next).then_some(Pause::Save)
+        (words >= self.next_save).then_some(Pause::Save)
     }
 }
 

@@ -35,6 +35,11 @@ impl WorkerPlace {
     pub fn words_read(&self) -> u64 {
         self.text.words
     }
+
+    /// Whether the numbers of a file can be counted on from.
+    pub fn counts(&self) -> bool {
+        self.text.counts() && self.block < 1 << 40
+    }
 }
 
 /// One worker.
@@ -239,7 +244,7 @@ impl<'a> WordWorker<'a> {
     /// The learning rate at this moment.
     pub fn learning_rate(&self) -> f64 {
         let WordTrainingConfig { learning_rate, minimum_learning_rate, .. } = self.shared.config;
-        (learning_rate * (1.0 - self.done())).max(minimum_learning_rate)
+        (learning_rate * (1.0 - self.done())).max(minimum_learning_rate) * self.shared.learning_rate_factor
     }
 
     /// The loss since this was last called.

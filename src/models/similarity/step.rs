@@ -138,7 +138,8 @@ impl SimilarityModel {
         let pairs = counts.iter().filter(|&&counts| counts).count() as f64;
         let loss = log_similarity::replace_by_gradient(gradients, counts, (1.0 / pairs) as f32);
         self.state = State::Scored;
-        loss / pairs
+        self.batch.loss = loss / pairs;
+        self.batch.loss
     }
 
     /// The gradient of the loss for every parameter, which is then in [`gradients`](Self::gradients).
@@ -211,7 +212,7 @@ impl SimilarityModel {
     /// decay. The caches keep the former rows until the next batch.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] if a gradient is not finite; nothing is changed then.
+    /// [`Error::NonFinite`] if a gradient or the loss is not finite; nothing is changed then.
     ///
     /// # Panics
     /// If there was no [`backward`](Self::backward) since the batch was cached.
@@ -226,6 +227,10 @@ impl SimilarityModel {
                 let what = format!("the gradient of {}", spec.name);
                 return Err(Error::NonFinite { step, what, value: value.into() });
             }
+        }
+        // Finite weights can have a product that is not, and it may have a gradient of 0.
+        if !self.batch.loss.is_finite() {
+            return Err(Error::NonFinite { step, what: "the loss".into(), value: self.batch.loss });
         }
         self.in_workers(|model| {
             let Self { layout, optimizer_config, parameters, gradients, config, .. } = model;
