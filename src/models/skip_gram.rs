@@ -37,7 +37,8 @@ pub struct SkipGram {
 }
 
 impl SkipGram {
-    /// Tables for the words of `vocabulary`: input rows uniform in ±1/(2·dim), output vectors 0, as in word2vec.c.
+    /// Tables for the words of `vocabulary`: input rows uniform in ±1/dim, output vectors 0, as in gensim.
+    /// Half that width, word2vec.c's, gives lower scores on small texts.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if the config is not valid.
@@ -52,7 +53,7 @@ impl SkipGram {
         let subwords = config.subwords.map(|config| Arc::new(Subwords::new(vocabulary, config)));
         let input_rows = subwords.as_ref().map_or(vocabulary.len(), |subwords| subwords.row_count());
         let mut layout = ParameterLayout::default();
-        let bound = 0.5 / config.dim as f32;
+        let bound = 1.0 / config.dim as f32;
         let input = layout.matrix("input", input_rows, config.dim, Initialisation::Uniform(bound));
         let output = layout.matrix("output", vocabulary.len(), config.dim, Initialisation::Zeros);
         let mut parameters = ParameterStore::zeros(&layout);
