@@ -207,6 +207,11 @@ impl Arguments {
 fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles, Option<RunFolder>)> {
     let given = given.completed()?;
     given.config().validate()?;
+    if let Some(folder) = given.out.as_ref().and_then(|path| path.parent())
+        && !folder.is_dir()
+    {
+        return Err(format!("{}: there is no such folder to write to", folder.display()).into());
+    }
     let Some(path) = given.resume.clone() else {
         let corpus = corpus::collect(&given.data, None)?;
         let folder = given.run.clone().map(RunFolder::create).transpose()?;
