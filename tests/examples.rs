@@ -241,6 +241,8 @@ fn neighbours_analogies_and_scores_are_those_of_the_cosines() {
     assert_eq!((&lines[0]["word"], words(&lines[0])), (&"man".into(), vec!["woman".into(), "king".into()]));
     assert!((lines[0]["neighbours"][0]["cosine"].as_f64().unwrap() - 0.5f64.sqrt()).abs() < 1e-6);
     assert_eq!(words(&lines[1]), ["queen", "the"]);
+    // Of (−0.097, 1.688) and (−1, 3); with "man" and "woman" exchanged it would be 0.19.
+    assert!((lines[1]["neighbours"][0]["cosine"].as_f64().unwrap() - 0.965).abs() < 1e-3);
     assert!((lines[2]["cosine"].as_f64().unwrap() - 0.5f64.sqrt()).abs() < 1e-6);
     // Cosines with "man" are 0.71, −0.32 and −0.71, as the judges have them.
     assert!((lines[3]["spearman"].as_f64().unwrap() - 1.0).abs() < 1e-9);
