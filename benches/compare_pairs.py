@@ -117,9 +117,15 @@ def from_text(dim, threads):
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.models import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
+
+    try:
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+        from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    except ImportError:
+        # sentence-transformers 5 and before.
+        from sentence_transformers.losses import MultipleNegativesRankingLoss
+        from sentence_transformers.models import StaticEmbedding
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -129,7 +135,7 @@ def from_text(dim, threads):
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dim)], device="cpu")
     loss_of = MultipleNegativesRankingLoss(model, scale=20.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    # In sentence-transformers 5 and before, `preprocess` is `tokenize`.
+    # `tokenize` in sentence-transformers 5 and before.
     tokenize = getattr(model, "preprocess", None) or model.tokenize
 
     def step(batch):

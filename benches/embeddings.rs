@@ -69,12 +69,13 @@ impl Bounds {
         let mut times = times.into_inner();
         times.sort_by(f64::total_cmp);
         if let Some(&seconds) = times.get(times.len() / 2) {
-            println!(
-                "{:24}bounds: {:.0} % of products, {:.0} % of a copy\n",
-                "",
-                100.0 * work.flops / seconds / self.flops,
-                100.0 * work.bytes / seconds / self.bytes
-            );
+            let copy = format!("{:.0} % of a copy", 100.0 * work.bytes / seconds / self.bytes);
+            match work.flops {
+                0.0 => println!("{:24}bounds: {copy}\n", ""),
+                flops => {
+                    println!("{:24}bounds: {:.0} % of products, {copy}\n", "", 100.0 * flops / seconds / self.flops)
+                }
+            }
         }
     }
 }

@@ -34,6 +34,12 @@ mod run_folder;
 use interrupt::Interrupt;
 use run_folder::{CONFIG, RunFolder};
 
+/// Bytes of Rust source that are read where no text is given.
+const SOURCE_BYTES: u64 = 64 << 20;
+
+/// The most frequent words, among which neighbours are looked for: rare ones have seen little.
+const FREQUENT: usize = 5000;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Trains word embeddings.
@@ -203,19 +209,29 @@ impl Arguments {
     }
 }
 
+/// How much text is read: all that was asked for.
+fn bytes_of(arguments: &Arguments) -> Option<u64> {
+    arguments.data.is_empty().then_some(SOURCE_BYTES)
+}
+
 /// The flags, text and folder of a new run, or of the one that is resumed.
 fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles, Option<RunFolder>)> {
     let given = given.completed()?;
     given.config().validate()?;
+    if let Some(folder) = given.out.as_ref().and_then(|path| path.parent())
+        && !folder.is_dir()
+    {
+        return Err(format!("{}: there is no such folder to write to", folder.display()).into());
+    }
     let Some(path) = given.resume.clone() else {
-        let corpus = corpus::collect(&given.data, None)?;
+        let corpus = corpus::collect(&given.data, bytes_of(&given))?;
         let folder = given.run.clone().map(RunFolder::create).transpose()?;
         return Ok((given, corpus, folder));
     };
     let folder = RunFolder::of_run(path)?;
     let Description { files, flags } = folder.read_json(CONFIG)?;
     let flags = recorded::continued(&flags, &given, matches, &["epochs"], given.accept)?;
-    let corpus = corpus::collect_again(&files, flags.data.is_empty(), None)?;
+    let corpus = corpus::collect_again(&files, flags.data.is_empty(), bytes_of(&flags))?;
     Ok((Arguments { resume: given.resume, accept: given.accept, json: given.json, ..flags }, corpus, Some(folder)))
 }
 
@@ -280,12 +296,13 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
         };
         for word in ["Vec", "Option", "println", "usize", "impl", "unwrap"] {
             if let Some(id) = vocabulary.id(word) {
-                println!("{word}: {}", words(&search.similar(id, 6, None, Parallelism::SEQUENTIAL)));
+                println!("{word}: {}", words(&search.similar(id, 6, Some(FREQUENT), Parallelism::SEQUENTIAL)));
             }
         }
         for word in ["VecOfOptions", "unwrap_or_print", "u128size"] {
             if let (None, Some(vector)) = (vocabulary.id(word), trainer.vector_of(word)) {
-                let found = search.nearest(vector.view().insert_axis(Axis(0)), 6, None, Parallelism::SEQUENTIAL);
+                let found =
+                    search.nearest(vector.view().insert_axis(Axis(0)), 6, Some(FREQUENT), Parallelism::SEQUENTIAL);
                 println!("{word}, not in the vocabulary: {}", words(&found[0]));
             }
         }

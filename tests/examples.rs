@@ -5,6 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use cllm::config::PairEncoderConfig;
+use cllm::data::{PairFormat, PairReader, PairStoreBuilder, Tokenizer};
+use cllm::export::VectorFormat;
+use cllm::linalg::threads::SingleThreadedBlas;
+use cllm::models::pair_encoder::PairEncoder;
+use cllm::parallel::Parallelism;
 use serde_json::Value;
 
 /// Cargo builds the examples before it runs all tests, into a folder beside that of the test executables.
@@ -165,4 +171,164 @@ fn training_in_the_background_ends_by_itself_and_by_the_clock() {
     assert!(run(&["--steps", "3", "--seconds", "600"]).contains("after 3 steps"));
     let stopped = run(&["--steps", "1000000000", "--seconds", "0"]);
     assert!(stopped.contains("after ") && !stopped.contains("after 1000000000 steps"), "{stopped}");
+}
+
+/// The last line of a successful run, which is one JSON object with these keys.
+fn outcome(output: &Output, keys: &[&str]) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    let outcome: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    let found = outcome.as_object().unwrap().keys().map(String::as_str).collect::<BTreeSet<_>>();
+    assert_eq!(found, keys.iter().copied().collect());
+    outcome
+}
+
+#[test]
+fn word_embeddings_are_written_in_every_format_and_their_outcome_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = corpus(folder.path());
+    let run = |flags: &[&str]| {
+        let mut command = example("train_embeddings");
+        command.current_dir(folder.path()).arg("--data").arg(&data).args(flags);
+        command.args("--dim 8 --min-count 2 --epochs 3 --workers 2".split(' ')).output().unwrap()
+    };
+    let keys = ["words", "vocabulary", "seconds", "words_per_s", "loss", "peak_rss_mb"];
+    let text = fs::read_to_string(&data).unwrap();
+    let mut tables = Vec::new();
+    for format in ["word2vec", "word2vec-bin", "npy", "safetensors"] {
+        let outcome = outcome(&run(&["--out", "vectors", "--format", format, "--json"]), &keys);
+        assert_eq!(outcome["words"], 3 * text.split_whitespace().count());
+        let [words, seconds, rate] = ["words", "seconds", "words_per_s"].map(|key| outcome[key].as_f64().unwrap());
+        assert!((rate - words / seconds).abs() <= 0.5 + 1e-9 * rate, "{outcome}");
+        assert!(
+            outcome["loss"].as_f64().unwrap() > 0.0
+                && (outcome["peak_rss_mb"].is_f64() || cfg!(not(target_os = "linux")))
+        );
+        let format =
+            [VectorFormat::Word2vecText, VectorFormat::Word2vecBinary, VectorFormat::Npy, VectorFormat::Safetensors]
+                [tables.len()];
+        let table = cllm::export::read(folder.path().join("vectors"), Some(format)).unwrap();
+        assert_eq!((outcome["vocabulary"].as_u64().unwrap(), table.dim()), (table.len() as u64, 8));
+        tables.push(table);
+    }
+    assert!(tables.iter().all(|table| table == &tables[0]));
+    // Nothing is trained that could not be written.
+    let output = run(&["--out", "no/such/folder/vectors"]);
+    let text = stderr(&output);
+    assert!(output.status.code() == Some(1) && text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
+fn neighbours_analogies_and_scores_are_those_of_the_cosines() {
+    let folder = tempfile::tempdir().unwrap();
+    let vectors = "5 2\nman 1 0\nwoman 1 1\nking 0.2 1\nqueen -1 3\nthe -1 -1\n";
+    fs::write(folder.path().join("vectors"), vectors).unwrap();
+    fs::write(folder.path().join("judged"), "man\twoman\t3\nman\tqueen\t2\nman\tthe\t1\nman\tno\t4\n").unwrap();
+    fs::write(folder.path().join("questions"), ": all\nman woman king queen\nman woman king no\n").unwrap();
+    let run = |flags: &str| {
+        let mut command = example("neighbors");
+        command.current_dir(folder.path()).arg("vectors").args(flags.split(' ')).output().unwrap()
+    };
+    let output =
+        run("--words man --analogy man woman king --similarity man woman --evaluate judged questions --top 2 --json");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines: Vec<Value> =
+        std::str::from_utf8(&output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    let words = |line: &Value| -> Vec<String> {
+        line["neighbours"].as_array().unwrap().iter().map(|found| found["word"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!((&lines[0]["word"], words(&lines[0])), (&"man".into(), vec!["woman".into(), "king".into()]));
+    assert!((lines[0]["neighbours"][0]["cosine"].as_f64().unwrap() - 0.5f64.sqrt()).abs() < 1e-6);
+    assert_eq!(words(&lines[1]), ["queen", "the"]);
+    // Of (−0.097, 1.688) and (−1, 3); with "man" and "woman" exchanged it would be 0.19.
+    assert!((lines[1]["neighbours"][0]["cosine"].as_f64().unwrap() - 0.965).abs() < 1e-3);
+    assert!((lines[2]["cosine"].as_f64().unwrap() - 0.5f64.sqrt()).abs() < 1e-6);
+    // Cosines with "man" are 0.71, −0.32 and −0.71, as the judges have them.
+    assert!((lines[3]["spearman"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    assert_eq!((&lines[3]["scored"], &lines[3]["missing"]), (&3.into(), &1.into()));
+    assert_eq!((&lines[5]["accuracy"], &lines[5]["asked"], &lines[5]["missing"]), (&1.0.into(), &1.into(), &1.into()));
+    let output = run("--words cheese");
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("cheese"), "{}", stderr(&output));
+}
+
+/// Some steps on 200 pairs in `folder`.
+fn train_pairs(folder: &Path, flags: &[&str]) -> Output {
+    let lines = (0..200).map(|line| format!("what does line {line} say\tit says {}\n", line * line));
+    fs::write(folder.join("pairs.tsv"), lines.collect::<String>()).unwrap();
+    let mut command = example("train_pairs");
+    command.current_dir(folder).args("--data pairs.tsv --tokenizer words:1000 --dim 8 --batch 16".split(' '));
+    command.args("--steps 6 --workers 2 --seed 3 --max-tokens 6 --json".split(' ')).args(flags).output().unwrap()
+}
+
+#[test]
+#[cfg_attr(not(feature = "tokenizers"), ignore = "words as tokens need the feature `tokenizers`")]
+fn a_text_encoder_is_written_and_scored_on_what_was_held_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = "pairs steps vocabulary seconds preparation_seconds pairs_per_s loss held_out recall_at_1 recall_at_10 \
+        untrained_recall_at_1 untrained_recall_at_10 workers peak_rss_mb";
+    let keys: Vec<&str> = keys.split(' ').collect();
+    let scored =
+        outcome(&train_pairs(folder.path(), &["--held-out", "0.25", "--workers", "1", "--out", "encoder"]), &keys);
+    let count = |key: &str| scored[key].as_u64().unwrap();
+    assert_eq!(["pairs", "steps", "held_out", "workers"].map(count), [96, 6, 50, 1]);
+    assert!(scored["loss"].as_f64().unwrap() > 0.0 && scored["pairs_per_s"].as_f64().unwrap() > 0.0, "{scored}");
+
+    // What was written has the recall that was printed, on the last quarter of the pairs.
+    let embedding = folder.path().join("encoder/0_StaticEmbedding");
+    let tokenizer = Tokenizer::load(&embedding).unwrap();
+    let vocabulary_size = tokenizer.vocabulary_size();
+    assert_eq!(count("vocabulary"), vocabulary_size as u64);
+    let mut pairs = PairStoreBuilder::new(vocabulary_size, 0).unwrap();
+    let mut reader = PairReader::open(folder.path().join("pairs.tsv"), PairFormat::Tsv, 0).unwrap();
+    pairs.read(&mut reader, &tokenizer, 6).unwrap();
+    let (_, held_out) = pairs.finish().split_at(150);
+    let mut encoder = PairEncoder::new(PairEncoderConfig { vocabulary_size, dim: 8, token_weights: false }, 3).unwrap();
+    // Its threads would be shared out by chance.
+    let _blas = SingleThreadedBlas::acquire();
+    let recall = |encoder: &PairEncoder| encoder.recall(&held_out, &[1, 10], Parallelism::SEQUENTIAL).unwrap();
+    let printed = |prefix: &str| ["1", "10"].map(|rank| scored[format!("{prefix}recall_at_{rank}")].as_f64().unwrap());
+    assert_eq!(recall(&encoder), printed("untrained_"));
+    let file = fs::read(embedding.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let vectors = tensors.tensor("embedding.weight").unwrap();
+    assert_eq!(vectors.shape(), [vocabulary_size, 8]);
+    let untrained = encoder.parameters().values().to_vec();
+    for (value, bytes) in encoder.parameters_mut().values_mut().iter_mut().zip(vectors.data().chunks_exact(4)) {
+        *value = f32::from_le_bytes(bytes.try_into().unwrap());
+    }
+    assert_eq!(recall(&encoder), printed(""));
+    assert_ne!(encoder.parameters().values(), untrained);
+
+    // Nine batches of the 150 pairs that are left.
+    let one = ["--held-out", "0.25", "--epochs", "1", "--steps", "1000"];
+    assert_eq!(outcome(&train_pairs(folder.path(), &one), &keys)["steps"], 9);
+    let none = outcome(&train_pairs(folder.path(), &["--held-out", "0"]), &keys);
+    assert_eq!((&none["held_out"], &none["recall_at_10"]), (&0.into(), &0.0.into()));
+}
+
+#[test]
+#[cfg_attr(not(feature = "tokenizers"), ignore = "words as tokens need the feature `tokenizers`")]
+fn a_text_encoder_is_not_written_where_training_failed_or_over_another() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("full")).unwrap();
+    fs::write(folder.path().join("full/file"), "").unwrap();
+    let cases: [(&[&str], &str); 5] = [
+        // Scores are divided by it.
+        (&["--temperature", "1e-300"], "error: step 1: "),
+        (&["--batch", "4000"], "4000"),
+        (&["--held-out", "1"], "--held-out 1"),
+        (&["--tokenizer", "byte"], "--out"),
+        (&["--out", "full"], "holds something"),
+    ];
+    for (flags, message) in cases {
+        let flags: Vec<&str> = ["--out", "encoder"].into_iter().chain(flags.iter().copied()).collect();
+        let output = train_pairs(folder.path(), &flags);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{flags:?}: {text}");
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("error: ") && last.contains(message), "{flags:?}: {text}");
+        assert_eq!(files(folder.path()), ["full", "pairs.tsv"].map(str::to_owned).into(), "{flags:?}");
+        assert_eq!((files(&folder.path().join("full")).len(), output.stdout.len()), (1, 0), "{flags:?}");
+    }
 }

@@ -132,6 +132,11 @@ impl Flags {
         if !(0.0..1.0).contains(&self.held_out) {
             return Err(format!("--held-out {}: a share below 1", self.held_out).into());
         }
+        let source = self.tokenizer_source()?;
+        if self.out.is_some() && matches!(source, TokenizerSource::Byte | TokenizerSource::Character) {
+            let what = "sentence-transformers, which --out writes for, needs byte pairs, words or a tokenizer.json";
+            return Err(format!("--tokenizer {}: {what}", self.tokenizer).into());
+        }
         Ok(self.config().validate()?)
     }
 

@@ -42,13 +42,14 @@ impl Setup {
     }
 
     fn new(flags: Flags) -> Result<Self> {
+        // First: where there is a run, it says how to go on with it.
+        let folder = flags.run.clone().map(RunFolder::create).transpose()?;
         if let Some(folder) = &flags.out
             && folder.read_dir().is_ok_and(|mut entries| entries.next().is_some())
         {
             return Err(format!("{}: the folder holds something", folder.display()).into());
         }
         let source = flags.tokenizer_source()?;
-        let folder = flags.run.clone().map(RunFolder::create).transpose()?;
         let (pairs, files) = Pairs::collect(&flags)?;
         let tokenizer = pairs.tokenizer(&source)?;
         Self::with_pairs(flags, folder, pairs, files, tokenizer)
