@@ -79,7 +79,7 @@ impl PairStoreBuilder {
             for text in pairs.iter().flatten() {
                 let start = tokens.len();
                 tokenizer.encode(text, &mut tokens)?;
-                tokens.truncate(start + max_tokens);
+                tokens.truncate(start.saturating_add(max_tokens));
                 lengths.push(tokens.len() - start);
             }
             Ok((tokens, lengths))
@@ -250,6 +250,25 @@ mod tests {
         };
         assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
         assert_eq!(text(CHUNK + 2, 0), format!("q{}", CHUNK + 2));
+    }
+
+    #[test]
+    fn texts_are_cut_one_by_one_or_not_at_all() {
+        let tokenizer = Tokenizer::byte();
+        let pairs: Vec<Vec<String>> = (0..PART + 2).map(|pair| vec![format!("q{pair}"), "document".into()]).collect();
+        for max_tokens in [0, 2, usize::MAX] {
+            let mut builder = PairStoreBuilder::new(256, 0).unwrap();
+            builder.push_texts(&pairs, &tokenizer, max_tokens).unwrap();
+            let store = builder.finish();
+            for (pair, texts) in pairs.iter().enumerate() {
+                for (number, text) in texts.iter().enumerate() {
+                    let found = tokenizer.decode(&store.text(pair, number).unwrap());
+                    assert_eq!(found, text[..max_tokens.min(text.len())]);
+                }
+            }
+        }
+        let mut builder = PairStoreBuilder::new(256, 1).unwrap();
+        assert!(matches!(builder.push_texts(&pairs, &tokenizer, 5), Err(Error::Shape { .. })));
     }
 
     #[test]

@@ -46,7 +46,7 @@ const fn ends_between(before: Class, after: Class) -> bool {
     }
 }
 
-/// Of each byte, its class as a bit, and the classes that a cut before them parts from it.
+/// Of each byte, the bit of its class, and the bits of those before which a word ends with it.
 static CUTS: [(u8, u8); 256] = {
     let (mut cuts, mut byte) = ([(0, 0); 256], 0);
     while byte < 256 {
