@@ -20,7 +20,15 @@ fn hash(word: &[u8]) -> u32 {
         state = (state ^ u64::from_le_bytes(*chunk)).wrapping_mul(MULTIPLIER);
         state ^= state >> 32;
     }
-    let tail = rest.iter().rev().fold(0, |tail, &byte| tail << 8 | u64::from(byte));
+    // All bytes of the rest, without a loop over as many: some of them twice.
+    let tail = match (rest.first_chunk::<4>(), rest.last_chunk::<4>(), rest) {
+        (Some(first), Some(last), _) => {
+            u64::from(u32::from_le_bytes(*first)) << 32 | u64::from(u32::from_le_bytes(*last))
+        }
+        (.., [first, .., last]) => u64::from(*first) << 16 | u64::from(rest[rest.len() / 2]) << 8 | u64::from(*last),
+        (.., &[only]) => u64::from(only),
+        _ => 0,
+    };
     ((state ^ tail).wrapping_mul(MULTIPLIER) >> 32) as u32
 }
 

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// Pairs that are tokenized together.
 const CHUNK: usize = 1 << 13;
+/// Pairs that a worker tokenizes at a time.
+const PART: usize = 64;
 
 /// Text pairs as token ids in memory, two or four bytes a token and eight a text; clones and parts share them.
 #[derive(Clone, Debug)]
@@ -71,15 +73,28 @@ impl PairStoreBuilder {
     /// # Errors
     /// Those of [`push`](Self::push) and of [`Tokenizer::encode`].
     pub fn push_texts(&mut self, pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
-        let encode = |text: &String| {
-            let mut tokens = Vec::with_capacity(text.len() / 4);
-            tokenizer.encode(text, &mut tokens)?;
-            tokens.truncate(max_tokens);
-            Ok(tokens)
+        // Of each part all tokens one after the other, and how many each text has.
+        let encode = |pairs: &[Vec<String>]| {
+            let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
+            for text in pairs.iter().flatten() {
+                let start = tokens.len();
+                tokenizer.encode(text, &mut tokens)?;
+                tokens.truncate(start.saturating_add(max_tokens));
+                lengths.push(tokens.len() - start);
+            }
+            Ok((tokens, lengths))
         };
-        let encoded: Vec<Result<Vec<Vec<u32>>>> =
-            pairs.par_iter().map(|texts| texts.iter().map(encode).collect()).collect();
-        encoded.into_iter().try_for_each(|texts| self.push(&texts?))
+        let parts: Vec<Result<(Vec<u32>, Vec<usize>)>> = pairs.par_chunks(PART).map(encode).collect();
+        for (pairs, part) in pairs.chunks(PART).zip(parts) {
+            let (tokens, lengths) = part?;
+            let (mut rest, mut lengths) = (&tokens[..], lengths.into_iter());
+            for pair in pairs {
+                let next = |length| rest.split_off(..length).expect("tokens of every text");
+                let texts: Vec<&[u32]> = lengths.by_ref().take(pair.len()).map(next).collect();
+                self.push(&texts)?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends all pairs of `reader`, as [`push_texts`](Self::push_texts) does. The file is never in memory as a whole.
@@ -235,6 +250,25 @@ mod tests {
         };
         assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
         assert_eq!(text(CHUNK + 2, 0), format!("q{}", CHUNK + 2));
+    }
+
+    #[test]
+    fn texts_are_cut_one_by_one_or_not_at_all() {
+        let tokenizer = Tokenizer::byte();
+        let pairs: Vec<Vec<String>> = (0..PART + 2).map(|pair| vec![format!("q{pair}"), "document".into()]).collect();
+        for max_tokens in [0, 2, usize::MAX] {
+            let mut builder = PairStoreBuilder::new(256, 0).unwrap();
+            builder.push_texts(&pairs, &tokenizer, max_tokens).unwrap();
+            let store = builder.finish();
+            for (pair, texts) in pairs.iter().enumerate() {
+                for (number, text) in texts.iter().enumerate() {
+                    let found = tokenizer.decode(&store.text(pair, number).unwrap());
+                    assert_eq!(found, text[..max_tokens.min(text.len())]);
+                }
+            }
+        }
+        let mut builder = PairStoreBuilder::new(256, 1).unwrap();
+        assert!(matches!(builder.push_texts(&pairs, &tokenizer, 5), Err(Error::Shape { .. })));
     }
 
     #[test]

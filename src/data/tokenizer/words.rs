@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
 use crate::Result;
+use crate::data::word_index::WordIndex;
 
 /// What a byte can be to a neighbour.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,12 +46,29 @@ const fn ends_between(before: Class, after: Class) -> bool {
     }
 }
 
+/// Of each byte, the bit of its class, and the bits of those before which a word ends with it.
+static CUTS: [(u8, u8); 256] = {
+    let (mut cuts, mut byte) = ([(0, 0); 256], 0);
+    while byte < 256 {
+        let mut after = 0;
+        while after < 256 {
+            if ends_between(class(byte as u8), class(after as u8)) {
+                cuts[byte].1 |= 1 << class(after as u8) as u8;
+            }
+            after += 1;
+        }
+        cuts[byte].0 = 1 << class(byte as u8) as u8;
+        byte += 1;
+    }
+    cuts
+};
+
 /// The parts of `text` between sure cuts: a word with the white space before it, a number, a run of marks.
 pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let bytes = rest.as_bytes();
-        let end = bytes.windows(2).position(|pair| ends_between(class(pair[0]), class(pair[1])));
+        let end = bytes.windows(2).position(|pair| CUTS[pair[0] as usize].1 & CUTS[pair[1] as usize].0 != 0);
         let (word, after) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
         rest = after;
         (!word.is_empty()).then_some(word)
@@ -59,7 +77,34 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
 
 /// The tokens of words seen before. It changes how fast words are encoded, never how.
 #[derive(Default)]
-pub(super) struct WordCache(RwLock<HashMap<Box<str>, Box<[u32]>>>);
+pub(super) struct WordCache(RwLock<Seen>);
+
+/// Words by number, and the tokens of all of them one after the other.
+#[derive(Default)]
+struct Seen {
+    words: WordIndex,
+    tokens: Vec<u32>,
+    /// Where the tokens of each word end.
+    ends: Vec<u32>,
+}
+
+impl Seen {
+    #[inline]
+    fn get(&self, word: &str) -> Option<&[u32]> {
+        let number = self.words.get(word.as_bytes())? as usize;
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        Some(&self.tokens[start as usize..self.ends[number] as usize])
+    }
+
+    /// Another thread may have met the word meanwhile.
+    fn insert(&mut self, word: &str, tokens: &[u32]) {
+        let number = self.words.insert(word.as_bytes());
+        if number == u32::try_from(self.ends.len()).ok() {
+            self.tokens.extend_from_slice(tokens);
+            self.ends.push(self.tokens.len() as u32);
+        }
+    }
+}
 
 impl WordCache {
     /// Words remembered in all, some tens of megabytes.
@@ -77,7 +122,7 @@ impl WordCache {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut fresh = HashMap::<&str, Box<[u32]>>::new();
         for word in words(text) {
-            if let Some(seen) = known.get(word).or_else(|| fresh.get(word)) {
+            if let Some(seen) = known.get(word).or_else(|| fresh.get(word).map(AsRef::as_ref)) {
                 tokens.extend_from_slice(seen);
                 continue;
             }
@@ -90,8 +135,8 @@ impl WordCache {
         drop(known);
         if !fresh.is_empty() {
             let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            let room = Self::MAXIMUM_WORDS.saturating_sub(known.len());
-            known.extend(fresh.into_iter().take(room).map(|(word, tokens)| (word.into(), tokens)));
+            let room = Self::MAXIMUM_WORDS.saturating_sub(known.words.len());
+            fresh.into_iter().take(room).for_each(|(word, tokens)| known.insert(word, &tokens));
         }
         Ok(())
     }

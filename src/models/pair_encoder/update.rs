@@ -38,11 +38,13 @@ impl PairEncoder {
         let weights = table.1.zip(first.1).zip(second.1).map(|((table, first), second)| (table, first, second));
         let distinct = workspace.distinct();
         let work = |range: Range<usize>, first: u32, (mut vectors, mut weights, updates): Part<'_>| {
+            let mut buffer = [0.0; BLOCK];
             for index in range {
+                workspace.prefetch_gradient_of(index + 1);
                 let row = (distinct.ids()[index] - first) as usize;
                 let step = next_update(&mut updates[row], step);
                 let weight = weights.as_ref().map(|(weights, ..)| weights[[row, 0]]);
-                let d_weight = update_vector(&mut vectors, row, weight, workspace, index, &step);
+                let d_weight = update_vector(&mut vectors, row, weight, (workspace, index), &mut buffer, &step);
                 if let Some(weights) = &mut weights {
                     update_row(weights, &[d_weight], (row, 0), &AdamwStep { weight_decay: 0.0, ..step });
                 }
@@ -78,12 +80,11 @@ fn update_vector(
     vectors: &mut TableAndMoments<'_>,
     row: usize,
     weight: Option<f32>,
-    workspace: &PairWorkspace,
-    index: usize,
+    (workspace, index): (&PairWorkspace, usize),
+    buffer: &mut [f32; BLOCK],
     step: &AdamwStep,
 ) -> f32 {
     let width = vectors.0.ncols();
-    let mut buffer = [0.0; BLOCK];
     let mut d_weight = 0.0;
     for start in (0..width).step_by(BLOCK) {
         let columns = start..width.min(start + BLOCK);

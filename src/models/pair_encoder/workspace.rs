@@ -9,6 +9,7 @@ use super::pooling::{add_prefixes, pool, project, scale_rows, scaled_rows, take_
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
+use crate::kernels::dispatch::prefetch;
 use crate::kernels::elementwise::add_assign;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::LossSum;
@@ -17,6 +18,9 @@ use crate::parallel::Parallelism;
 
 /// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
 const SCORES_BYTES: usize = 4 << 20;
+
+/// Texts whose gradients are asked for ahead of their sum: those of a word of many texts would fill the cache.
+const AHEAD: usize = 16;
 
 /// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
 #[derive(Debug)]
@@ -133,10 +137,23 @@ impl PairWorkspace {
     pub fn gradient_of(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
         let width = self.d_sums.ncols();
         let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
-        out.fill(0.0);
-        for &place in self.distinct.places(index) {
+        let of_text = |place: u32| {
             let row = self.text_of[place as usize] as usize * width;
-            add_assign(out, &d_sums[row + columns.start..row + columns.end]);
+            &d_sums[row + columns.start..row + columns.end]
+        };
+        let (&first, others) = self.distinct.places(index).split_first().expect("an id of the batch has a place");
+        out.copy_from_slice(of_text(first));
+        others.iter().for_each(|&place| add_assign(out, of_text(place)));
+    }
+
+    /// Asks for the memory that the gradient of the `index`-th distinct id's vector is summed from, if there is such an id.
+    pub fn prefetch_gradient_of(&self, index: usize) {
+        if index < self.distinct.len() {
+            let width = self.d_sums.ncols();
+            let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
+            for &place in self.distinct.places(index).iter().take(AHEAD) {
+                prefetch(&d_sums[self.text_of[place as usize] as usize * width..][..width]);
+            }
         }
     }
 }
