@@ -411,7 +411,8 @@ fn word_embeddings_are_rolled_back_to_their_last_save_and_go_on_with_a_lower_rat
                     };
                     let mut other = word_trainer(&text, &low);
                     run_words(&mut other, &text).unwrap();
-                    let mut pairs = trainer.model().parameters().values().iter().zip(other.model().parameters().values());
+                    let mut pairs =
+                        trainer.model().parameters().values().iter().zip(other.model().parameters().values());
                     let same = pairs.all(|(found, expected)| (found - expected).abs() <= 1e-5);
                     assert!(same || mode == WorkerMode::Async, "{case}");
                     continue;
