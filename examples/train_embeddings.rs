@@ -231,6 +231,7 @@ fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles
     let folder = RunFolder::of_run(path)?;
     let Description { files, flags } = folder.read_json(CONFIG)?;
     let flags = recorded::continued(&flags, &given, matches, &["epochs"], given.accept)?;
+    flags.config().validate()?;
     let corpus = corpus::collect_again(&files, flags.data.is_empty(), bytes_of(&flags))?;
     Ok((Arguments { resume: given.resume, accept: given.accept, json: given.json, ..flags }, corpus, Some(folder)))
 }
@@ -262,7 +263,7 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
     let mut display = progress::ProgressDisplay::new();
     let vocabulary = trainer.vocabulary();
     display.line(&format!("{}: {} words, vocabulary {}", corpus.name(), vocabulary.corpus_words(), vocabulary.len()));
-    let all_words = vocabulary.corpus_words() * trainer.config().epochs;
+    let all_words = vocabulary.corpus_words().saturating_mul(trainer.config().epochs);
     if arguments.resume.is_some() {
         display.line(&format!("resumed at word {}", trainer.words()));
     }

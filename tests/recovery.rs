@@ -198,6 +198,20 @@ fn a_text_encoder_is_rolled_back_to_its_last_save_and_goes_on_with_a_lower_rate(
         assert!(rolled_back[0].0.is_multiple_of(3), "{rolled_back:?}");
         assert_eq!(outcomes.last(), Some(&(40, StepOutcome::Updated)));
         assert!(finite(trainer.encoder().parameters().values()));
+        // It is the run that begins there at the lower rate: moments and counts of updates were rolled back too.
+        let low = PairTrainingConfig { learning_rate: 1e-2, minimum_learning_rate: 1e-2, ..exploding_pairs() };
+        let saved = run.path().join("checkpoints").join(format!("step-{:08}", rolled_back[0].0));
+        let mut other = match saved.exists() {
+            true => PairTrainer::resume(&saved, Some(low), Accept::Anything).unwrap().0,
+            false => PairTrainer::with_encoder(pair_encoder(), low).unwrap(),
+        };
+        if rolled_back[0].0 == 0 || saved.exists() {
+            run_pairs(&mut other, &source).unwrap();
+            let (found, expected) = (trainer.encoder().parameters(), other.encoder().parameters());
+            for (found, expected) in found.values().iter().zip(expected.values()) {
+                assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{found} for {expected}");
+            }
+        }
         if !with_folder {
             continue;
         }
@@ -388,6 +402,19 @@ fn word_embeddings_are_rolled_back_to_their_last_save_and_go_on_with_a_lower_rat
                 assert_eq!(summary.words, 3 * trainer.vocabulary().corpus_words(), "{case}");
                 assert!(finite(trainer.model().parameters().values()), "{case}");
                 if !with_folder {
+                    // Nothing was saved before it failed: it is the run that begins at the lower rate, with every word.
+                    let low = WordTrainingConfig {
+                        learning_rate: 1e-2,
+                        minimum_learning_rate: 0.0,
+                        save_interval: None,
+                        ..config.clone()
+                    };
+                    let mut other = word_trainer(&text, &low);
+                    run_words(&mut other, &text).unwrap();
+                    let mut pairs =
+                        trainer.model().parameters().values().iter().zip(other.model().parameters().values());
+                    let same = pairs.all(|(found, expected)| (found - expected).abs() <= 1e-5);
+                    assert!(same || mode == WorkerMode::Async, "{case}");
                     continue;
                 }
                 let saved = trainer.save(run.path()).unwrap();

@@ -42,14 +42,14 @@ impl Setup {
     }
 
     fn new(flags: Flags) -> Result<Self> {
-        // First: where there is a run, it says how to go on with it.
+        let source = flags.tokenizer_source()?;
+        // Before the other folder: what is begun twice is told how to go on.
         let folder = flags.run.clone().map(RunFolder::create).transpose()?;
         if let Some(folder) = &flags.out
             && folder.read_dir().is_ok_and(|mut entries| entries.next().is_some())
         {
             return Err(format!("{}: the folder holds something", folder.display()).into());
         }
-        let source = flags.tokenizer_source()?;
         let (pairs, files) = Pairs::collect(&flags)?;
         let tokenizer = pairs.tokenizer(&source)?;
         Self::with_pairs(flags, folder, pairs, files, tokenizer)
@@ -59,6 +59,7 @@ impl Setup {
         let Description { files, flags } = folder.read_json(CONFIG)?;
         let flags = recorded::continued(&flags, &given, matches, &["steps", "epochs"], given.accept)?;
         let flags = Flags { resume: given.resume, accept: given.accept, json: given.json, ..flags };
+        flags.check()?;
         let pairs = Pairs::collect_again(&flags, &files)?;
         let tokenizer = Tokenizer::load(folder.path())?;
         Self::with_pairs(flags, Some(folder), pairs, files, tokenizer)

@@ -238,6 +238,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn numbers_that_no_run_goes_on_from_are_refused() {
+        let most = Manifest { step: u64::MAX / 2, learning_rate_factor: f64::MIN_POSITIVE, ..manifest() };
+        assert_eq!(Manifest::parse(&most.to_bytes()).unwrap(), most);
+        for step in [u64::MAX / 2 + 1, u64::MAX] {
+            let refused = Manifest::parse(&Manifest { step, ..manifest() }.to_bytes()).unwrap_err();
+            assert_eq!(refused, format!("a step of {step}, which is too many to go on from"));
+        }
+        for learning_rate_factor in [0.0, -1.0, 1.0 + f64::EPSILON, f64::MAX] {
+            let refused = Manifest::parse(&Manifest { learning_rate_factor, ..manifest() }.to_bytes()).unwrap_err();
+            assert_eq!(refused, format!("a learning rate factor of {learning_rate_factor}"));
+        }
+        // JSON has no such numbers.
+        for learning_rate_factor in [f64::NAN, f64::INFINITY] {
+            assert!(Manifest::parse(&Manifest { learning_rate_factor, ..manifest() }.to_bytes()).is_err());
+        }
+    }
+
+    #[test]
     fn settings_of_another_type_are_refused() {
         let manifest = manifest();
         let path = Path::new("manifest.json");

@@ -172,7 +172,7 @@ impl WordTrainer {
             })
             .collect::<Result<Vec<_>>>()?;
         let next_save = |words: u64| match config.save_interval {
-            Some(interval) if saves => words + interval,
+            Some(interval) if saves => words.saturating_add(interval),
             _ => u64::MAX,
         };
         let words: u64 = workers.iter().map(WordWorker::words).sum();
