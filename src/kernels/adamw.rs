@@ -52,14 +52,14 @@ kernel! {
         let beta2 = step.beta2 as f32;
         let new2 = (1.0 - step.beta2) as f32;
         let step_length = (-step.learning_rate / step.bias_correction1) as f32;
-        let root_correction = (1.0 / step.bias_correction2.sqrt()) as f32;
+        let root_correction = step.bias_correction2.sqrt() as f32;
         let epsilon = step.epsilon as f32;
         let gradient_scale = step.gradient_scale as f32;
         for (((p, &g), m), v) in parameters.iter_mut().zip(gradients).zip(first_moments).zip(second_moments) {
             let g = gradient_scale * g;
             *m = T::multiply_add(new1, g - *m, *m);
             *v = T::multiply_add(new2 * g, g, beta2 * *v);
-            let denominator = T::multiply_add(v.sqrt(), root_correction, epsilon);
+            let denominator = v.sqrt() / root_correction + epsilon;
             *p = T::multiply_add(step_length, *m / denominator, *p * keep);
         }
     }
