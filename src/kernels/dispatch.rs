@@ -8,6 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A set of vector instructions that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +37,12 @@ pub(crate) trait Target {
     fn load(x: &[f32; 16]) -> Self::Vector;
 
     fn store(vector: Self::Vector, into: &mut [f32; 16]);
+
+    /// The floats whose bits the elements hold, each read as by a relaxed load.
+    fn load_shared(x: &[AtomicU32; 16]) -> Self::Vector;
+
+    /// Writes each element as by a relaxed store.
+    fn store_shared(vector: Self::Vector, into: &[AtomicU32; 16]);
 
     fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
@@ -87,6 +94,18 @@ macro_rules! array_vector {
         }
 
         #[inline(always)]
+        fn load_shared(x: &[AtomicU32; 16]) -> Self::Vector {
+            x.each_ref().map(|element| f32::from_bits(element.load(Ordering::Relaxed)))
+        }
+
+        #[inline(always)]
+        fn store_shared(vector: Self::Vector, into: &[AtomicU32; 16]) {
+            for (element, float) in into.iter().zip(vector) {
+                element.store(float.to_bits(), Ordering::Relaxed);
+            }
+        }
+
+        #[inline(always)]
         fn add(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
             for i in 0..16 {
                 a[i] += b[i];
@@ -107,7 +126,7 @@ macro_rules! array_vector {
 /// [`Target::Vector`] as an array of `$registers` with `$floats` floats each.
 #[cfg(target_arch = "x86_64")]
 macro_rules! register_vector {
-    ($registers:ty, $floats:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fused:ident) => {
+    ($registers:ty, $floats:literal, $splat:ident, $load:ident, $store:ident, $shared:ident, $add:ident, $fused:ident) => {
         type Vector = $registers;
 
         #[inline(always)]
@@ -136,6 +155,22 @@ macro_rules! register_vector {
 
         #[inline(always)]
         #[allow(unsafe_code)]
+        fn load_shared(x: &[AtomicU32; 16]) -> Self::Vector {
+            // SAFETY: as for `load`.
+            std::array::from_fn(|part| unsafe { $shared::load(x.as_ptr().add(part * $floats)) })
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        fn store_shared(vector: Self::Vector, into: &[AtomicU32; 16]) {
+            for (part, register) in vector.into_iter().enumerate() {
+                // SAFETY: as for `load`; atomics may be written through a shared reference.
+                unsafe { $shared::store(into.as_ptr().add(part * $floats), register) };
+            }
+        }
+
+        #[inline(always)]
+        #[allow(unsafe_code)]
         fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector {
             // SAFETY: as for `splat`.
             std::array::from_fn(|part| unsafe { x86::$add(a[part], b[part]) })
@@ -149,6 +184,59 @@ macro_rules! register_vector {
         }
     };
 }
+
+/// Moves between memory that other threads write to and a register, written as assembly since a vector access of the
+/// language to such memory would be a data race. To the language it is a relaxed load or store of each element: x86 moves
+/// the aligned four bytes of every element at once, however it cuts the vector.
+#[cfg(target_arch = "x86_64")]
+macro_rules! shared_vector {
+    ($module:ident, $register:ty, $class:ident, $feature:literal) => {
+        mod $module {
+            use std::arch::{asm, x86_64 as x86};
+            use std::sync::atomic::AtomicU32;
+
+            /// # Safety
+            /// The processor has the instruction, and `from` as many elements as the register.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            #[allow(unsafe_code)]
+            pub unsafe fn load(from: *const AtomicU32) -> $register {
+                let register;
+                // SAFETY: reads the elements, and nothing else.
+                unsafe {
+                    asm!(
+                        "vmovups {}, [{}]",
+                        lateout($class) register,
+                        in(reg) from,
+                        options(nostack, preserves_flags, readonly)
+                    );
+                }
+                register
+            }
+
+            /// # Safety
+            /// As for `load`.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            #[allow(unsafe_code)]
+            pub unsafe fn store(into: *const AtomicU32, register: $register) {
+                // SAFETY: writes the elements, which are atomics, and nothing else.
+                unsafe {
+                    asm!(
+                        "vmovups [{}], {}",
+                        in(reg) into,
+                        in($class) register,
+                        options(nostack, preserves_flags)
+                    );
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+shared_vector!(shared_eights, x86::__m256, ymm_reg, "avx");
+#[cfg(target_arch = "x86_64")]
+shared_vector!(shared_sixteens, x86::__m512, zmm_reg, "avx512f");
 
 impl Target for PortableTarget {
     const FUSED: bool = cfg!(target_arch = "aarch64");
@@ -168,6 +256,7 @@ impl Target for FusedTarget {
         _mm256_set1_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
+        shared_eights,
         _mm256_add_ps,
         _mm256_fmadd_ps
     );
@@ -186,6 +275,7 @@ impl Target for WideTarget {
         _mm512_set1_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,
+        shared_sixteens,
         _mm512_add_ps,
         _mm512_fmadd_ps
     );

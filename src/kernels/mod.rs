@@ -17,6 +17,7 @@ pub(crate) mod logistic;
 pub(crate) mod packed_product;
 pub mod reduce;
 pub mod sgd;
+pub(crate) mod shared_rows;
 pub(crate) mod small_product;
 pub mod softmax;
 #[cfg(test)]

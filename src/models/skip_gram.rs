@@ -10,6 +10,7 @@
 //! Here blocks of centre words share their negatives, so that everything is a product of small matrices.
 
 pub(crate) mod block;
+pub(crate) mod row_set;
 pub(crate) mod rows;
 pub(crate) mod subwords;
 pub(crate) mod update;

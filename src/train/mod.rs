@@ -16,6 +16,7 @@ mod run_data;
 mod shard;
 mod trainer;
 mod word_checkpointing;
+mod word_round;
 mod word_shared;
 mod word_trainer;
 mod word_worker;

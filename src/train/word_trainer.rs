@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::recovery::{Recover, Recovery};
 use super::report::StepOutcome;
 use super::word_checkpointing::WordData;
+use super::word_round::deterministic_round;
 use super::word_shared::Shared;
-use super::word_worker::{WordWorker, WorkerPlace, deterministic_round};
+use super::word_worker::{WordWorker, WorkerPlace};
 use crate::checkpoint::saving::Saving;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
@@ -181,7 +182,7 @@ impl WordTrainer {
         let ended: Result<bool> = pool.install(|| {
             loop {
                 let pause = match config.mode {
-                    WorkerMode::Deterministic => deterministic(&shared, &mut workers, model, watch),
+                    WorkerMode::Deterministic => deterministic(&mut workers, model, config.dim, watch),
                     WorkerMode::Async => asynchronous(&mut workers, model, config.dim, watch),
                 }?;
                 if pause != Pause::Save {
@@ -294,16 +295,16 @@ impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
     }
 }
 
-/// Rounds of one block a worker, until no worker has any left or there is a reason to pause.
+/// Rounds of a few blocks a worker, until no worker has any left or there is a reason to pause.
 fn deterministic(
-    shared: &Shared<'_>,
     workers: &mut [WordWorker<'_>],
     model: &mut SkipGram,
+    dim: usize,
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()>>,
 ) -> Result<Pause> {
     let (input, output) = model.tables_mut();
     loop {
-        deterministic_round(shared, workers, input, output);
+        deterministic_round(workers, input, output, dim);
         for worker in &mut *workers {
             worker.take_error()?;
         }

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::word_shared::Shared;
 use crate::config::WordTrainingConfig;
 use crate::data::{StreamPlace, WordStream};
-use crate::kernels::elementwise::axpy;
 use crate::models::skip_gram::block::{Block, BlockLoss};
-use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing};
+use crate::models::skip_gram::row_set::{RowSet, TableName};
+use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing, Rows, Table};
+use crate::models::skip_gram::update::BlockGradient;
 use crate::models::skip_gram::windows::BlockNumber;
-use crate::parallel::{for_each_indexed, part_of};
+use crate::parallel::part_of;
 use crate::{Error, Result};
 
 /// Where a worker is between two blocks: all it needs to go on.
@@ -49,11 +50,16 @@ pub(super) struct WordWorker<'a> {
     index: usize,
     stream: WordStream<'a>,
     block: Block<'a>,
+    /// Of the blocks of this round, and what they are to be multiplied by.
+    gradients: Vec<(BlockGradient<'a>, f32)>,
+    /// Blocks of this round that have a gradient.
+    computed: usize,
+    /// With several workers, the rows that these blocks update.
+    pub rows: RowSet,
     /// The epoch to begin when the text is at its end; the number of epochs once all are done.
     next_epoch: u64,
     bytes: Range<u64>,
     state: State,
-    learning_rate: f32,
     /// Since the last report, and of this epoch.
     loss: BlockLoss,
     pub epoch_loss: BlockLoss,
@@ -64,8 +70,8 @@ pub(super) struct WordWorker<'a> {
 enum State {
     /// Between two epochs.
     AtEnd,
-    /// The block has a gradient.
-    Computed,
+    /// Within the text.
+    Reading,
     /// All epochs are done.
     Finished,
     /// Reading failed, or the last block's loss is not finite.
@@ -77,15 +83,18 @@ impl<'a> WordWorker<'a> {
         let Shared { corpus, vocabulary, subwords, config, keep, .. } = shared;
         let bytes = part_of(corpus.total_bytes() as usize, 1, index, config.workers);
         let bytes = bytes.start as u64..bytes.end as u64;
+        let block = Block::new(config, subwords.as_deref());
         Self {
             shared,
             index,
             stream: WordStream::new(corpus, vocabulary, keep, bytes.clone(), config.seed),
-            block: Block::new(config, subwords.as_deref()),
+            gradients: (0..shared.blocks).map(|_| (block.new_gradient(), 0.0)).collect(),
+            computed: 0,
+            rows: RowSet::EMPTY,
+            block,
             next_epoch: 0,
             bytes,
             state: State::AtEnd,
-            learning_rate: 0.0,
             loss: BlockLoss::default(),
             epoch_loss: BlockLoss::default(),
             error: None,
@@ -120,7 +129,7 @@ impl<'a> WordWorker<'a> {
         worker.epoch_loss = BlockLoss { loss: place.loss, pairs: place.pairs };
         // A run that was made longer goes on.
         worker.state =
-            if place.finished && worker.next_epoch == config.epochs { State::Finished } else { State::Computed };
+            if place.finished && worker.next_epoch == config.epochs { State::Finished } else { State::Reading };
         Ok(worker)
     }
 
@@ -148,7 +157,6 @@ impl<'a> WordWorker<'a> {
             if self.state != State::AtEnd
                 && let Some(number) = self.block.windows.advance(&mut self.stream, negatives)?
             {
-                self.learning_rate = self.learning_rate() as f32;
                 return Ok(Some(number));
             }
             if self.next_epoch == config.epochs {
@@ -160,73 +168,80 @@ impl<'a> WordWorker<'a> {
             self.stream.restart(epoch)?;
             let number = BlockNumber { seed: config.seed, worker: self.index, epoch, block: 0 };
             self.block.windows.start(&mut self.stream, negatives, number)?;
-            self.state = State::Computed;
+            self.state = State::Reading;
         }
     }
 
-    /// Computes the next block's gradient at the tables, if there is a next block.
-    fn compute(&mut self, input: &[f32], output: &[f32]) {
+    /// Computes the gradients of the next blocks at the tables, as many as a round has if there are so many.
+    pub fn compute(&mut self, input: &[f32], output: &[f32]) {
         let dim = self.shared.config.dim;
-        self.step(|block, number| block.compute(number, Frozen { values: input, dim }, Frozen { values: output, dim }));
+        let (input, output) = (Frozen { values: input, dim }, Frozen { values: output, dim });
+        self.computed = 0;
+        while self.computed < self.gradients.len() && self.step(input, output) {
+            self.computed += 1;
+        }
+        if self.shared.config.workers > 1 {
+            self.rows.clear();
+            for (gradient, _) in &self.gradients[..self.computed] {
+                gradient.for_each(|table, row, _| self.rows.insert(table, row));
+            }
+        }
+    }
+
+    /// Calls `each(table, row, factor, gradient)` for every update of the blocks of this round, in their order.
+    pub fn for_each_update(&self, mut each: impl FnMut(TableName, u32, f32, &[f32])) {
+        for (gradient, factor) in &self.gradients[..self.computed] {
+            gradient.for_each(|table, row, gradient| each(table, row, *factor, gradient));
+        }
     }
 
     /// Computes the next block's gradient, and updates the tables while other workers do so too; returns whether there
     /// was a block.
     pub fn race(&mut self, input: &[AtomicU32], output: &[AtomicU32], dim: usize) -> bool {
         let (input, output) = (Racing { values: input, dim }, Racing { values: output, dim });
-        self.step(|block, number| block.compute(number, input, output));
-        if self.state != State::Computed {
+        self.computed = 0;
+        if !self.step(input, output) {
             return false;
         }
-        let factor = -self.learning_rate;
-        self.block.input_update().for_each(0..u32::MAX, |row, gradient| input.add(row, factor, gradient));
-        for update in self.block.output_updates() {
-            update.for_each(0..u32::MAX, |row, gradient| output.add(row, factor, gradient));
-        }
+        self.computed = 1;
+        self.for_each_update(|table, row, factor, gradient| match table {
+            TableName::Input => input.add(row, factor, gradient),
+            TableName::Output => output.add(row, factor, gradient),
+        });
         true
     }
 
-    fn step(&mut self, compute: impl FnOnce(&mut Block<'_>, BlockNumber) -> BlockLoss) {
+    /// Computes the gradient of the next block of this round; returns whether there is one.
+    fn step(&mut self, input: impl Table, output: impl Rows) -> bool {
         if matches!(self.state, State::Finished | State::Failed) {
-            return;
+            return false;
         }
-        match self.next_block() {
-            Ok(Some(number)) => {
-                let BlockLoss { loss, pairs } = compute(&mut self.block, number);
-                if !loss.is_finite() {
-                    self.state = State::Failed;
-                    self.error = Some(Error::NonFinite { step: self.words(), what: "the loss".into(), value: loss });
-                    return;
-                }
-                for sum in [&mut self.loss, &mut self.epoch_loss] {
-                    sum.loss += loss;
-                    sum.pairs += pairs;
-                }
+        let number = match self.next_block() {
+            Ok(Some(number)) => number,
+            Ok(None) => {
+                self.state = State::Finished;
+                return false;
             }
-            Ok(None) => self.state = State::Finished,
             Err(error) => {
                 self.state = State::Failed;
                 self.error = Some(error);
+                return false;
             }
-        }
-    }
-
-    /// Makes the updates of this worker's last block that fall on the given rows.
-    fn update(&self, share: &mut Share<'_>) {
-        if self.state != State::Computed {
-            return;
-        }
-        let (dim, factor) = (self.shared.config.dim, -self.learning_rate);
-        let add = |table: &mut [f32], first: u32, row: u32, gradient: &[f32]| {
-            axpy(&mut table[(row - first) as usize * dim..][..dim], factor, gradient);
         };
-        let Share { input, output, input_rows, output_rows } = share;
-        self.block
-            .input_update()
-            .for_each(input_rows.clone(), |row, gradient| add(input, input_rows.start, row, gradient));
-        for update in self.block.output_updates() {
-            update.for_each(output_rows.clone(), |row, gradient| add(output, output_rows.start, row, gradient));
+        let learning_rate = self.learning_rate() as f32;
+        let (gradient, factor) = &mut self.gradients[self.computed];
+        *factor = -learning_rate;
+        let BlockLoss { loss, pairs } = self.block.compute(number, input, output, gradient);
+        if !loss.is_finite() {
+            self.state = State::Failed;
+            self.error = Some(Error::NonFinite { step: self.words(), what: "the loss".into(), value: loss });
+            return false;
         }
+        for sum in [&mut self.loss, &mut self.epoch_loss] {
+            sum.loss += loss;
+            sum.pairs += pairs;
+        }
+        true
     }
 
     /// Words of the corpus read so far.
@@ -263,56 +278,4 @@ impl<'a> WordWorker<'a> {
     pub fn take_error(&mut self) -> Result<()> {
         self.error.take().map_or(Ok(()), Err)
     }
-}
-
-/// Rows of both tables that one worker updates.
-struct Share<'t> {
-    input: &'t mut [f32],
-    output: &'t mut [f32],
-    input_rows: Range<u32>,
-    output_rows: Range<u32>,
-}
-
-/// Computes one block on every worker, then makes all their updates.
-pub(super) fn deterministic_round(
-    shared: &Shared<'_>,
-    workers: &mut [WordWorker<'_>],
-    input: &mut [f32],
-    output: &mut [f32],
-) {
-    for_each_indexed(workers, &|_, worker| worker.compute(input, output));
-    let rows = |table: &[f32]| 0..(table.len() / shared.config.dim) as u32;
-    let (input_rows, output_rows) = (rows(input), rows(output));
-    let share = Share { input, output, input_rows, output_rows };
-    update_shares(shared, workers, share, 0..workers.len());
-}
-
-/// Splits `share` into those of the workers in `part`, which make the updates of `workers` in their order.
-fn update_shares(shared: &Shared<'_>, workers: &[WordWorker<'_>], mut share: Share<'_>, part: Range<usize>) {
-    if part.len() == 1 {
-        workers.iter().for_each(|worker| worker.update(&mut share));
-        return;
-    }
-    let middle = part.start + part.len() / 2;
-    let (input_middle, output_middle) = (shared.input_ends[middle - 1], shared.output_ends[middle - 1]);
-    let dim = shared.config.dim;
-    let Share { input, output, input_rows, output_rows } = share;
-    let (input_left, input_right) = input.split_at_mut((input_middle - input_rows.start) as usize * dim);
-    let (output_left, output_right) = output.split_at_mut((output_middle - output_rows.start) as usize * dim);
-    let left = Share {
-        input: input_left,
-        output: output_left,
-        input_rows: input_rows.start..input_middle,
-        output_rows: output_rows.start..output_middle,
-    };
-    let right = Share {
-        input: input_right,
-        output: output_right,
-        input_rows: input_middle..input_rows.end,
-        output_rows: output_middle..output_rows.end,
-    };
-    rayon::join(
-        || update_shares(shared, workers, left, part.start..middle),
-        || update_shares(shared, workers, right, middle..part.end),
-    );
 }

@@ -19,7 +19,7 @@
 
 use super::rows::{NO_ROW, Rows, Table};
 use super::subwords::{Composed, Subwords};
-use super::update::Update;
+use super::update::BlockGradient;
 use super::windows::{BlockNumber, Windows};
 use crate::config::{WordObjective, WordTrainingConfig};
 use crate::kernels::elementwise::{axpy, dot};
@@ -81,14 +81,12 @@ pub(crate) struct Block<'a> {
     weights: Vec<f32>,
     /// Skip-gram: input rows of the centres. CBOW: means of the contexts.
     queries: AlignedBuffer,
-    d_queries: AlignedBuffer,
+    /// CBOW: the gradient of the means.
+    d_means: AlignedBuffer,
     contexts: AlignedBuffer,
-    d_contexts: AlignedBuffer,
     negatives: AlignedBuffer,
-    d_negatives: AlignedBuffer,
     /// CBOW: output rows of the centres, and the weights of their scores, T × 16 of which the first column counts.
     targets: AlignedBuffer,
-    d_targets: AlignedBuffer,
     target_weights: Vec<f32>,
     /// C × rows.
     contexts_transposed: AlignedBuffer,
@@ -133,13 +131,10 @@ impl<'a> Block<'a> {
             ),
             weights: vec![0.0; shape.centres * shape.band],
             queries: rows(shape.centres),
-            d_queries: rows(shape.centres),
+            d_means: rows(of_cbow * shape.centres),
             contexts: rows(shape.contexts),
-            d_contexts: rows(shape.contexts),
             negatives: rows(shape.negatives),
-            d_negatives: rows(shape.negatives),
             targets: rows(of_cbow * shape.centres),
-            d_targets: rows(of_cbow * shape.centres),
             target_weights: vec![0.0; of_cbow * shape.centres * LANES],
             contexts_transposed: rows(of_skip_gram * shape.contexts),
             negatives_transposed: rows(shape.negatives),
@@ -147,18 +142,42 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The gradient of the block `number`, whose words are in `windows`, at the tables as they are.
-    pub fn compute(&mut self, number: BlockNumber, input: impl Table, output: impl Rows) -> BlockLoss {
+    /// Room for the gradient of a block.
+    pub fn new_gradient(&self) -> BlockGradient<'a> {
+        let Shape { dim, stride, centres, contexts, negatives, .. } = self.shape;
+        let (inputs, outputs) = match self.objective {
+            WordObjective::SkipGram => (centres, contexts),
+            WordObjective::Cbow => (contexts, centres),
+        };
+        BlockGradient::new([inputs, outputs, negatives], self.subwords, stride, dim)
+    }
+
+    /// Overwrites `gradient` with that of the block `number`, whose words are in `windows`, at the tables as they are.
+    pub fn compute(
+        &mut self,
+        number: BlockNumber,
+        input: impl Table,
+        output: impl Rows,
+        gradient: &mut BlockGradient<'_>,
+    ) -> BlockLoss {
         self.windows.pairs(number, self.subwords, &mut self.weights, self.shape.band, self.shape.tile);
+        let (centres, contexts, negatives) =
+            (self.windows.centres(), self.windows.contexts(), self.windows.negatives());
+        match self.objective {
+            WordObjective::SkipGram => gradient.set_words(centres, contexts, negatives),
+            WordObjective::Cbow => gradient.set_words(contexts, centres, negatives),
+        }
         match (self.objective, self.subwords) {
-            (WordObjective::SkipGram, None) => self.skip_gram(input, output),
-            (WordObjective::Cbow, None) => self.cbow(input, output),
-            (WordObjective::SkipGram, Some(subwords)) => self.skip_gram(Composed { table: input, subwords }, output),
-            (WordObjective::Cbow, Some(subwords)) => self.cbow(Composed { table: input, subwords }, output),
+            (WordObjective::SkipGram, None) => self.skip_gram(input, output, gradient),
+            (WordObjective::Cbow, None) => self.cbow(input, output, gradient),
+            (WordObjective::SkipGram, Some(subwords)) => {
+                self.skip_gram(Composed { table: input, subwords }, output, gradient)
+            }
+            (WordObjective::Cbow, Some(subwords)) => self.cbow(Composed { table: input, subwords }, output, gradient),
         }
     }
 
-    fn skip_gram(&mut self, input: impl Rows, output: impl Rows) -> BlockLoss {
+    fn skip_gram(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient<'_>) -> BlockLoss {
         let (shape, windows) = (self.shape, &self.windows);
         let Shape { stride, band, negatives, .. } = shape;
         let width = negatives + band;
@@ -185,22 +204,24 @@ impl<'a> Block<'a> {
         let loss = negative_sampling_rows(&mut self.scores, negatives, &self.weights, band, self.ratio);
         prefetch(output, self.windows.next_contexts());
 
-        self.propagate_negatives(width);
-        self.d_contexts.fill(0.0);
+        let BlockGradient { d_input: d_queries, d_output: d_contexts, d_negatives, .. } = gradient;
+        let (scores, vectors) = ((&self.scores[..], width), [&self.queries[..], &self.negatives[..]]);
+        propagate_negatives(shape, scores, vectors, [d_queries, d_negatives]);
+        d_contexts.fill(0.0);
         for (first, count) in shape.tiles() {
             let gradients = &self.scores[first * width + negatives..];
             let rows = first * stride;
             small_product(
                 Strided { values: gradients, row_stride: width, column_stride: 1 },
                 (&self.contexts[rows..], stride),
-                (&mut self.d_queries[rows..], stride),
+                (&mut d_queries[rows..], stride),
                 (count, band, stride),
                 true,
             );
             small_product(
                 Strided { values: gradients, row_stride: 1, column_stride: width },
                 (&self.queries[rows..], stride),
-                (&mut self.d_contexts[rows..], stride),
+                (&mut d_contexts[rows..], stride),
                 (band, count, stride),
                 true,
             );
@@ -208,7 +229,7 @@ impl<'a> Block<'a> {
         BlockLoss { loss: loss[0] + loss[1], pairs: self.weights.iter().map(|&weight| f64::from(weight)).sum() }
     }
 
-    fn cbow(&mut self, input: impl Rows, output: impl Rows) -> BlockLoss {
+    fn cbow(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient<'_>) -> BlockLoss {
         let (shape, windows) = (self.shape, &self.windows);
         let Shape { stride, band, negatives, .. } = shape;
         let width = negatives + LANES;
@@ -238,25 +259,21 @@ impl<'a> Block<'a> {
         let loss = negative_sampling_rows(&mut self.scores, negatives, &self.target_weights, LANES, self.ratio);
         prefetch(input, self.windows.next_contexts());
 
-        self.propagate_negatives(width);
-        self.d_targets.fill(0.0);
+        let BlockGradient { d_input: d_contexts, d_output: d_targets, d_negatives, .. } = gradient;
+        let (scores, vectors) = ((&self.scores[..], width), [&self.queries[..], &self.negatives[..]]);
+        propagate_negatives(shape, scores, vectors, [&mut self.d_means, d_negatives]);
+        d_targets.fill(0.0);
         for centre in 0..shape.centres {
             let row = centre * stride..(centre + 1) * stride;
-            let gradient = self.scores[centre * width + negatives];
-            axpy(&mut self.d_targets[row.clone()], gradient, &self.queries[row.clone()]);
-            axpy(&mut self.d_queries[row.clone()], gradient, &self.targets[row]);
+            let slope = self.scores[centre * width + negatives];
+            axpy(&mut d_targets[row.clone()], slope, &self.queries[row.clone()]);
+            axpy(&mut self.d_means[row.clone()], slope, &self.targets[row]);
         }
-        self.d_contexts.fill(0.0);
+        d_contexts.fill(0.0);
         for (first, count) in shape.tiles() {
             let weights = Strided { values: &self.weights[first * band..], row_stride: 1, column_stride: band };
-            let d_contexts = (&mut self.d_contexts[first * stride..], stride);
-            small_product(
-                weights,
-                (&self.d_queries[first * stride..], stride),
-                d_contexts,
-                (band, count, stride),
-                true,
-            );
+            let d_contexts = (&mut d_contexts[first * stride..], stride);
+            small_product(weights, (&self.d_means[first * stride..], stride), d_contexts, (band, count, stride), true);
         }
         let pairs = self.target_weights.iter().map(|&weight| f64::from(weight)).sum();
         BlockLoss { loss: loss[0] + loss[1], pairs }
@@ -270,40 +287,21 @@ impl<'a> Block<'a> {
         let scores = (&mut self.scores[..], width);
         small_product(queries, (&self.negatives_transposed, negatives), scores, (centres, dim, negatives), false);
     }
+}
 
-    /// From the gradient of these scores to those of the queries and the negatives, which it overwrites.
-    fn propagate_negatives(&mut self, width: usize) {
-        let Shape { stride, centres, negatives, .. } = self.shape;
-        let gradients = Strided { values: &self.scores, row_stride: width, column_stride: 1 };
-        let d_queries = (&mut self.d_queries[..], stride);
-        small_product(gradients, (&self.negatives, stride), d_queries, (centres, negatives, stride), false);
-        let gradients = Strided { values: &self.scores, row_stride: 1, column_stride: width };
-        let d_negatives = (&mut self.d_negatives[..], stride);
-        small_product(gradients, (&self.queries, stride), d_negatives, (negatives, centres, stride), false);
-    }
-
-    /// The gradient of rows of the input table.
-    pub fn input_update(&self) -> Update<'_> {
-        match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.centres(), self.subwords, &self.d_queries),
-            WordObjective::Cbow => self.update(self.windows.contexts(), self.subwords, &self.d_contexts),
-        }
-    }
-
-    /// The gradients of rows of the output table.
-    ///
-    /// For CBOW, as in word2vec.c, every word of a window takes the whole gradient of the mean, not its share of it.
-    pub fn output_updates(&self) -> [Update<'_>; 2] {
-        let positive = match self.objective {
-            WordObjective::SkipGram => self.update(self.windows.contexts(), None, &self.d_contexts),
-            WordObjective::Cbow => self.update(self.windows.centres(), None, &self.d_targets),
-        };
-        [positive, self.update(self.windows.negatives(), None, &self.d_negatives)]
-    }
-
-    fn update<'u>(&self, words: &'u [u32], subwords: Option<&'u Subwords>, gradients: &'u [f32]) -> Update<'u> {
-        Update { words, subwords, gradients, stride: self.shape.stride, dim: self.shape.dim }
-    }
+/// From the gradient of the scores of the negatives, rows of `width` scores, to those of the queries and the negatives,
+/// which it overwrites.
+fn propagate_negatives(
+    shape: Shape,
+    (scores, width): (&[f32], usize),
+    [queries, negatives]: [&[f32]; 2],
+    [d_queries, d_negatives]: [&mut [f32]; 2],
+) {
+    let Shape { stride, centres, negatives: count, .. } = shape;
+    let gradients = Strided { values: scores, row_stride: width, column_stride: 1 };
+    small_product(gradients, (negatives, stride), (d_queries, stride), (centres, count, stride), false);
+    let gradients = Strided { values: scores, row_stride: 1, column_stride: width };
+    small_product(gradients, (queries, stride), (d_negatives, stride), (count, centres, stride), false);
 }
 
 #[cfg(test)]

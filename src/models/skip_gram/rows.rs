@@ -1,9 +1,10 @@
 //! Reading rows of a table that workers share, and adding to them.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use crate::kernels::dispatch::prefetch;
 use crate::kernels::elementwise::add_assign;
+use crate::kernels::shared_rows::{add_shared, read_shared, update_shared};
 
 /// Stands for no row: a place beyond the ends of the text.
 pub(crate) const NO_ROW: u32 = u32::MAX;
@@ -59,36 +60,31 @@ pub(crate) struct Racing<'a> {
 impl Rows for Racing<'_> {
     #[inline]
     fn read(self, row: u32, into: &mut [f32]) {
-        let row = &self.values[row as usize * self.dim..][..self.dim];
-        for (into, value) in into.iter_mut().zip(row) {
-            *into = f32::from_bits(value.load(Ordering::Relaxed));
-        }
+        read_shared(self.row(row), into);
     }
 
     #[inline]
     fn prefetch(self, row: u32) {
-        prefetch(&self.values[row as usize * self.dim..][..self.dim]);
+        prefetch(self.row(row));
     }
 }
 
 impl Table for Racing<'_> {
     #[inline]
     fn add_to(self, row: u32, into: &mut [f32]) {
-        let row = &self.values[row as usize * self.dim..][..self.dim];
-        for (into, value) in into.iter_mut().zip(row) {
-            *into += f32::from_bits(value.load(Ordering::Relaxed));
-        }
+        add_shared(self.row(row), into);
     }
 }
 
-impl Racing<'_> {
+impl<'a> Racing<'a> {
+    #[inline]
+    fn row(self, row: u32) -> &'a [AtomicU32] {
+        &self.values[row as usize * self.dim..][..self.dim]
+    }
+
     /// row ← row + factor·x; what another worker writes meanwhile may be lost.
     #[inline]
     pub fn add(self, row: u32, factor: f32, x: &[f32]) {
-        let row = &self.values[row as usize * self.dim..][..self.dim];
-        for (value, &x) in row.iter().zip(x) {
-            let sum = f32::from_bits(value.load(Ordering::Relaxed)) + factor * x;
-            value.store(sum.to_bits(), Ordering::Relaxed);
-        }
+        update_shared(self.row(row), factor, x);
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::SubwordConfig;
 use crate::data::{AliasTable, TextFiles, TextOptions, WordSplit, WordStream, WordVocabulary};
 use crate::kernels::dispatch::under_every_instruction_set;
+use crate::models::skip_gram::row_set::TableName;
 use crate::models::skip_gram::rows::Frozen;
 use crate::rng::{Purpose, Stream};
 
@@ -84,16 +85,14 @@ fn loss_and_gradients_agree_with_the_plain_formula() {
         let (input, output) = tables.split_at(words * config.dim);
         under_every_instruction_set(|set| {
             let frozen = |values| Frozen { values, dim: config.dim };
-            let found = block.compute(NUMBER, frozen(input), frozen(output));
+            let mut rows = block.new_gradient();
+            let found = block.compute(NUMBER, frozen(input), frozen(output), &mut rows);
             let mut gradient = vec![0.0; tables.len()];
-            let mut collect = |offset: usize, update: Update<'_>| {
-                update.for_each(0..u32::MAX, |row, values| {
-                    let into = &mut gradient[offset + row as usize * config.dim..][..config.dim];
-                    into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
-                });
-            };
-            collect(0, block.input_update());
-            block.output_updates().into_iter().for_each(|update| collect(input.len(), update));
+            rows.for_each(|table, row, values| {
+                let offset = if table == TableName::Input { 0 } else { input.len() };
+                let into = &mut gradient[offset + row as usize * config.dim..][..config.dim];
+                into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
+            });
 
             let wide: Vec<f64> = tables.iter().map(|&value| value.into()).collect();
             let loss = |values: &[f64], centre| {
@@ -141,7 +140,8 @@ fn pairs_lie_within_a_line_and_within_the_window() {
     let config = config(WordObjective::SkipGram);
     let (mut block, words) = block(&config, None);
     let table = vec![0.0; words * config.dim];
-    block.compute(NUMBER, Frozen { values: &table, dim: 7 }, Frozen { values: &table, dim: 7 });
+    let frozen = Frozen { values: &table, dim: 7 };
+    block.compute(NUMBER, frozen, frozen, &mut block.new_gradient());
     // The number of each word's line, by the places of the text; empty lines count.
     let lines: Vec<usize> =
         [(0, 5), (1, 1), (3, 10), (4, 3), (5, 7)].iter().flat_map(|&(line, words)| vec![line; words]).collect();
@@ -193,7 +193,9 @@ fn rows_of_subwords_take_the_gradients_of_their_words() {
         }
         let output_wide: Vec<f64> = output.iter().map(|&value| value.into()).collect();
         under_every_instruction_set(|set| {
-            let found = block.compute(NUMBER, Frozen { values: input, dim }, Frozen { values: output, dim });
+            let mut update = block.new_gradient();
+            let frozen = |values| Frozen { values, dim };
+            let found = block.compute(NUMBER, frozen(input), frozen(output), &mut update);
             let loss = |vectors: &[f64]| -> f64 {
                 (0..config.block).map(|centre| centre_loss(&block, objective, centre, vectors, &output_wide)).sum()
             };
@@ -215,15 +217,13 @@ fn rows_of_subwords_take_the_gradients_of_their_words() {
                     expected[row as usize * dim + at % dim] += slope;
                 }
             }
-            // In two parts, as two workers take them.
             let mut gradient = vec![0.0; input.len()];
-            for range in [0..words as u32 + 2, words as u32 + 2..rows as u32] {
-                block.input_update().for_each(range.clone(), |row, values| {
-                    assert!(range.contains(&row));
+            update.for_each(|table, row, values| {
+                if table == TableName::Input {
                     let into = &mut gradient[row as usize * dim..][..dim];
                     into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
-                });
-            }
+                }
+            });
             for (at, (found, expected)) in gradient.iter().zip(&expected).enumerate() {
                 let what = format!("{objective:?}, {set:?}, element {at}: {found} for {expected}");
                 assert!((found - expected).abs() < 2e-4, "{what}");
