@@ -20,13 +20,13 @@ pub enum WordObjective {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerMode {
-    /// In rounds: every worker computes the gradient of one block at the same tables, then the updates of all are made
-    /// in the workers' order, each worker making those of its own rows. The same bits for a given number of workers,
-    /// build and machine. Workers wait for each other twice a round, so one that is held up holds up all.
+    /// In rounds: every worker computes the gradients of two blocks at the same tables, then all updates are made, those
+    /// of a row that several workers have by one of them in the workers' order. The same bits for a given number of
+    /// workers, build and machine. Workers wait for each other twice a round, so one that is held up holds up all.
     Deterministic,
     /// Every worker reads and updates the tables as it goes, element by element through relaxed atomics (Recht et al.,
-    /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost. No worker
-    /// waits for another, but each element is read and written on its own, which makes the work about a quarter longer.
+    /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost, and no two runs
+    /// have the same bits. No worker waits for another: with two, a tenth faster than rounds.
     Async,
 }
 
