@@ -126,6 +126,14 @@ impl DistinctIds {
         &self.places[self.starts[index] as usize..self.starts[index + 1] as usize]
     }
 
+    /// Puts `labels[place]` at each place, such as the text that it belongs to, until the next batch.
+    ///
+    /// # Panics
+    /// If there are fewer labels than places.
+    pub(crate) fn label_places(&mut self, labels: &[u32]) {
+        self.places.iter_mut().for_each(|place| *place = labels[*place as usize]);
+    }
+
     /// Runs `work` on contiguous ranges of distinct ids, one a worker, with about the same number of places each.
     ///
     /// `tables` has a row for each row of the table and is cut between the ids: `work(range, first, part)` gets the part

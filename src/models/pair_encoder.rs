@@ -165,10 +165,6 @@ impl PairEncoder {
     }
 
     fn table(&self) -> pooling::Table<'_> {
-        pooling::Table {
-            vectors: self.parameters.slice(self.vectors),
-            weights: self.token_weights(),
-            width: self.config.dim,
-        }
+        pooling::Table { vectors: self.parameters.slice(self.vectors), weights: self.token_weights() }
     }
 }

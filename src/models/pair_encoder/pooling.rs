@@ -3,12 +3,9 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::data::TokenRows;
-use crate::kernels::dispatch::prefetch;
-use crate::kernels::elementwise::{add_assign, all_finite, axpy, dot, scale, squared_norm};
+use crate::kernels::elementwise::{all_finite, axpy, dot, scale, squared_norm};
+use crate::kernels::gathered::gathered_sum;
 use crate::parallel::{Parallelism, SplitRows, for_rows, map_rows};
-
-/// How many tokens ahead the pooling asks for memory.
-const AHEAD: usize = 8;
 
 /// A vector that is shorter than this counts as 0.
 const SHORTEST: f64 = 1e-12;
@@ -18,14 +15,6 @@ const SHORTEST: f64 = 1e-12;
 pub(super) struct Table<'a> {
     pub vectors: &'a [f32],
     pub weights: Option<&'a [f32]>,
-    pub width: usize,
-}
-
-impl Table<'_> {
-    #[inline]
-    fn row(&self, id: u32) -> &[f32] {
-        &self.vectors[id as usize * self.width..][..self.width]
-    }
 }
 
 /// The numbers of consecutive texts, which are split like rows.
@@ -52,17 +41,9 @@ pub(super) fn pool(
             let mut place = numbers.start.checked_sub(1).map_or(0, |before| ends[before]);
             for (index, (number, mut row)) in numbers.zip(vectors.rows_mut()).enumerate() {
                 let sum = row.as_slice_mut().expect("rows of vectors are contiguous");
-                sum.fill(0.0);
-                while place < ends[number] {
-                    if let Some(&next) = ids.get(place + AHEAD) {
-                        prefetch(table.row(next));
-                    }
-                    match table.weights {
-                        None => add_assign(sum, table.row(ids[place])),
-                        Some(weights) => axpy(sum, weights[ids[place] as usize], table.row(ids[place])),
-                    }
-                    place += 1;
-                }
+                let tokens = &ids[place..ends[number]];
+                place = ends[number];
+                gathered_sum(sum, table.vectors, tokens, table.weights);
                 let inverse = normalise(sum);
                 if let Some(inverse_lengths) = &mut inverse_lengths {
                     inverse_lengths[index] = inverse;

@@ -1,7 +1,5 @@
 //! The buffers of a training step on pairs: forward, loss, and the gradient of each text's sum.
 
-use std::ops::Range;
-
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::PairEncoder;
@@ -9,8 +7,6 @@ use super::pooling::{add_prefixes, pool, project, scale_rows, scaled_rows, take_
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
-use crate::kernels::dispatch::prefetch;
-use crate::kernels::elementwise::add_assign;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::LossSum;
 use crate::loss::in_batch_softmax::InBatchSoftmax;
@@ -18,9 +14,6 @@ use crate::parallel::Parallelism;
 
 /// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
 const SCORES_BYTES: usize = 4 << 20;
-
-/// Texts whose gradients are asked for ahead of their sum: those of a word of many texts would fill the cache.
-const AHEAD: usize = 16;
 
 /// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
 #[derive(Debug)]
@@ -36,6 +29,7 @@ pub(crate) struct PairWorkspace {
     inverse_lengths: Vec<f32>,
     widths: Vec<usize>,
     prefixes: Option<Prefixes>,
+    /// The distinct ids of the batch, with the texts they stand in as their places.
     distinct: DistinctIds,
     /// Of each place of the batch, the text it belongs to.
     text_of: Vec<u32>,
@@ -99,6 +93,7 @@ impl PairWorkspace {
             text_of.resize(text_of.len() + end - start, text as u32);
             start = end;
         }
+        distinct.label_places(text_of);
 
         let (units, mut d_sums) = (units.view(), self.d_sums.slice_mut(s![..texts, ..]));
         let mut contrast = Contrast {
@@ -132,29 +127,10 @@ impl PairWorkspace {
         &self.distinct
     }
 
-    /// `out` ← `columns` of the gradient of the `index`-th distinct id's vector, before its weight: the sum over its
-    /// places of the gradient of the text.
-    pub fn gradient_of(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
-        let width = self.d_sums.ncols();
-        let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
-        let of_text = |place: u32| {
-            let row = self.text_of[place as usize] as usize * width;
-            &d_sums[row + columns.start..row + columns.end]
-        };
-        let (&first, others) = self.distinct.places(index).split_first().expect("an id of the batch has a place");
-        out.copy_from_slice(of_text(first));
-        others.iter().for_each(|&place| add_assign(out, of_text(place)));
-    }
-
-    /// Asks for the memory that the gradient of the `index`-th distinct id's vector is summed from, if there is such an id.
-    pub fn prefetch_gradient_of(&self, index: usize) {
-        if index < self.distinct.len() {
-            let width = self.d_sums.ncols();
-            let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
-            for &place in self.distinct.places(index).iter().take(AHEAD) {
-                prefetch(&d_sums[self.text_of[place as usize] as usize * width..][..width]);
-            }
-        }
+    /// The gradient of all texts' sums, one a row, and the texts that the `index`-th distinct id stands in, as often as it
+    /// does: the gradient of its vector, before its weight, is the sum of their rows.
+    pub fn gradient_of(&self, index: usize) -> (&[f32], &[u32]) {
+        (self.d_sums.as_slice().expect("gradients are contiguous"), self.distinct.places(index))
     }
 }
 
@@ -205,6 +181,7 @@ mod tests {
     use crate::config::PairEncoderConfig;
     use crate::data::TokenRows;
     use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::kernels::gathered::gathered_sum;
     use crate::kernels::testing::{numerical_gradient, wide};
     use crate::rng::{Purpose, Stream};
 
@@ -303,7 +280,8 @@ mod tests {
                 let mut found = vec![0.0; parameters.len()];
                 for (index, &id) in workspace.distinct().ids().iter().enumerate() {
                     let (mut gradient, id) = ([0.0; DIM], id as usize);
-                    workspace.gradient_of(index, 0..DIM, &mut gradient);
+                    let (d_sums, texts) = workspace.gradient_of(index);
+                    gathered_sum(&mut gradient, d_sums, texts, None);
                     let weight = encoder.token_weights().map_or(1.0, |weights| weights[id]);
                     for (column, &value) in gradient.iter().enumerate() {
                         found[encoder.vectors.range().start + id * DIM + column] = weight * value;
