@@ -149,7 +149,7 @@ impl PairEncoder {
     ) -> Result<()> {
         assert_eq!(vectors.dim(), (texts.len(), self.config.dim), "encode: shape of the vectors");
         self.check("texts", texts)?;
-        pooling::pool(self.table(), texts, vectors, None, parallelism);
+        pooling::pool(self.table(), texts, &|_| 1.0, vectors, None, parallelism);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::PairEncoder;
-use super::pooling::{add_prefixes, pool, project, scale_rows, scaled_rows, take_prefixes};
+use super::pooling::{add_prefixes, pool, take_prefixes, through_length};
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
@@ -12,21 +12,24 @@ use crate::loss::cross_entropy::LossSum;
 use crate::loss::in_batch_softmax::InBatchSoftmax;
 use crate::parallel::Parallelism;
 
-/// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
-const SCORES_BYTES: usize = 4 << 20;
+/// Bytes of scores that are worked on together, where the loss allows it: products are the faster the more rows they have,
+/// up to some hundreds.
+const SCORES_BYTES: usize = 6 << 20;
 
 /// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
 #[derive(Debug)]
 pub(crate) struct PairWorkspace {
-    inverse_temperature: f32,
+    /// 1/τ.
+    query_length: f32,
     symmetric: bool,
     loss: InBatchSoftmax,
     /// Queries × documents: all queries of a batch if the loss is symmetric, else some.
     scores: Array2<f32>,
-    /// The vectors of all texts, and first the gradient of these, then that of their sums.
-    units: Array2<f32>,
+    /// The vectors of all texts: those of queries at the length 1/τ, so that products with documents are scores, those of
+    /// documents at 1. First the gradient of these, then that of the texts' sums. What the sums were multiplied with.
+    vectors: Array2<f32>,
     d_sums: Array2<f32>,
-    inverse_lengths: Vec<f32>,
+    factors: Vec<f32>,
     widths: Vec<usize>,
     prefixes: Option<Prefixes>,
     /// The distinct ids of the batch, with the texts they stand in as their places.
@@ -35,12 +38,12 @@ pub(crate) struct PairWorkspace {
     text_of: Vec<u32>,
 }
 
-/// Prefixes of all vectors, and their gradient.
+/// Prefixes of all vectors, at the lengths of these, with the gradient of the sums' prefixes.
 #[derive(Debug)]
 struct Prefixes {
-    units: Array2<f32>,
-    d_units: Array2<f32>,
-    inverse_lengths: Vec<f32>,
+    vectors: Array2<f32>,
+    d_sums: Array2<f32>,
+    factors: Vec<f32>,
 }
 
 impl PairWorkspace {
@@ -49,21 +52,22 @@ impl PairWorkspace {
         let dim = encoder.config.dim;
         let widths: Vec<usize> = config.matryoshka.iter().copied().filter(|&width| width < dim).collect();
         let prefixes = widths.last().map(|&width| Prefixes {
-            units: Array2::zeros((texts, width)),
-            d_units: Array2::zeros((texts, width)),
-            inverse_lengths: vec![0.0; texts],
+            vectors: Array2::zeros((texts, width)),
+            d_sums: Array2::zeros((texts, width)),
+            factors: vec![0.0; texts],
         });
         let documents = texts - batch;
-        let in_cache = (SCORES_BYTES / size_of::<f32>() / documents).next_multiple_of(64);
-        let queries = if config.symmetric { batch } else { in_cache.min(batch) };
+        let most = if config.symmetric { batch } else { (SCORES_BYTES / size_of::<f32>() / documents).max(64) };
+        // Parts of about the same size.
+        let queries = batch.div_ceil(batch.div_ceil(most));
         Self {
-            inverse_temperature: (1.0 / config.temperature) as f32,
+            query_length: (1.0 / config.temperature) as f32,
             symmetric: config.symmetric,
             loss: InBatchSoftmax::new(batch, config.symmetric),
             scores: Array2::zeros((queries, documents)),
-            units: Array2::zeros((texts, dim)),
+            vectors: Array2::zeros((texts, dim)),
             d_sums: Array2::zeros((texts, dim)),
-            inverse_lengths: vec![0.0; texts],
+            factors: vec![0.0; texts],
             widths,
             prefixes,
             distinct: DistinctIds::new(encoder.config.vocabulary_size, places),
@@ -83,9 +87,11 @@ impl PairWorkspace {
         let rows = batch.rows();
         let (texts, pairs) = (rows.len(), batch.pairs());
         let (distinct, text_of) = (&mut self.distinct, &mut self.text_of);
-        let mut units = self.units.slice_mut(s![..texts, ..]);
-        let inverse_lengths = &mut self.inverse_lengths[..texts];
-        pool(encoder.table(), rows, units.view_mut(), Some(&mut *inverse_lengths), parallelism);
+        let mut vectors = self.vectors.slice_mut(s![..texts, ..]);
+        let factors = &mut self.factors[..texts];
+        let query_length = self.query_length;
+        let length_of = |text: usize| if text < pairs { query_length } else { 1.0 };
+        pool(encoder.table(), rows, &length_of, vectors.view_mut(), Some(&mut *factors), parallelism);
         distinct.find(rows.ids().iter().copied());
         text_of.clear();
         let mut start = 0;
@@ -95,30 +101,28 @@ impl PairWorkspace {
         }
         distinct.label_places(text_of);
 
-        let (units, mut d_sums) = (units.view(), self.d_sums.slice_mut(s![..texts, ..]));
+        let (vectors, mut d_sums) = (vectors.view(), self.d_sums.slice_mut(s![..texts, ..]));
         let mut contrast = Contrast {
             scores: self.scores.slice_mut(s![.., ..texts - pairs]),
             pairs,
             symmetric: self.symmetric,
             loss: &mut self.loss,
-            inverse_temperature: self.inverse_temperature,
+            query_length,
             weight: 1.0 / (pairs * (1 + self.widths.len())) as f32,
             parallelism,
         };
-        let mut sum = contrast.run(units, d_sums.view_mut());
-        project(units, d_sums.view_mut(), parallelism);
+        let (mut sum, mut finite) = contrast.run(vectors, factors, d_sums.view_mut());
         if let Some(prefixes) = &mut self.prefixes {
             for &width in &self.widths {
-                let mut prefix = prefixes.units.slice_mut(s![..texts, ..width]);
-                let mut d_prefix = prefixes.d_units.slice_mut(s![..texts, ..width]);
-                let inverse_lengths = &mut prefixes.inverse_lengths[..texts];
-                take_prefixes(units, prefix.view_mut(), inverse_lengths, parallelism);
-                sum.loss += contrast.run(prefix.view(), d_prefix.view_mut()).loss;
-                add_prefixes(prefix.view(), d_prefix.view(), inverse_lengths, d_sums.view_mut(), parallelism);
+                let mut prefix = prefixes.vectors.slice_mut(s![..texts, ..width]);
+                let mut d_prefix = prefixes.d_sums.slice_mut(s![..texts, ..width]);
+                let prefix_factors = &mut prefixes.factors[..texts];
+                take_prefixes(vectors, factors, &length_of, prefix.view_mut(), prefix_factors, parallelism);
+                sum.loss += contrast.run(prefix.view(), prefix_factors, d_prefix.view_mut()).0.loss;
+                finite &= add_prefixes(d_prefix.view(), d_sums.view_mut(), parallelism);
             }
         }
         sum.loss /= (1 + self.widths.len()) as f64;
-        let finite = scale_rows(d_sums, inverse_lengths, parallelism);
         (sum, finite)
     }
 
@@ -134,44 +138,50 @@ impl PairWorkspace {
     }
 }
 
-/// Scores, loss, and the gradient of the vectors that were scored.
+/// Scores, loss, and the gradient of the sums that were brought to their lengths to be scored.
 struct Contrast<'a> {
     scores: ArrayViewMut2<'a, f32>,
     pairs: usize,
     symmetric: bool,
     loss: &'a mut InBatchSoftmax,
-    inverse_temperature: f32,
+    query_length: f32,
     weight: f32,
     parallelism: Parallelism,
 }
 
 impl Contrast<'_> {
-    fn run(&mut self, vectors: ArrayView2<'_, f32>, d_vectors: ArrayViewMut2<'_, f32>) -> LossSum {
+    /// The loss, and whether the gradient is finite.
+    fn run(
+        &mut self,
+        vectors: ArrayView2<'_, f32>,
+        factors: &[f32],
+        d_sums: ArrayViewMut2<'_, f32>,
+    ) -> (LossSum, bool) {
         let parallelism = self.parallelism;
         let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
-        let (mut d_queries, mut d_documents) = d_vectors.split_at(Axis(0), self.pairs);
-        let mut sum = LossSum::default();
+        let (mut d_queries, mut d_documents) = d_sums.split_at(Axis(0), self.pairs);
+        let (query_factors, document_factors) = factors.split_at(self.pairs);
+        let (mut sum, mut finite) = (LossSum::default(), true);
         let mut write = Write::Replace;
         for start in (0..self.pairs).step_by(self.scores.nrows()) {
             let end = (start + self.scores.nrows()).min(self.pairs);
             let queries = queries.slice(s![start..end, ..]);
-            let mut scores = self.scores.slice_mut(s![..end - start, ..]);
-            // 1/τ goes into the queries, where their gradient will be, and into the weight: products have no factor.
             let mut d_queries = d_queries.slice_mut(s![start..end, ..]);
-            scaled_rows(queries, self.inverse_temperature, d_queries.view_mut(), parallelism);
-            gemm(1.0, d_queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
-            let weight = self.weight * self.inverse_temperature;
+            let mut scores = self.scores.slice_mut(s![..end - start, ..]);
+            gemm(1.0, queries, documents.t(), Write::Replace, scores.view_mut(), parallelism);
             sum = sum
                 + if self.symmetric {
-                    self.loss.replace_by_gradient(scores.view_mut(), weight, parallelism)
+                    self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
                 } else {
-                    self.loss.replace_part_by_gradient(scores.view_mut(), start, weight, parallelism)
+                    self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
                 };
-            gemm(1.0, scores.view(), documents, Write::Replace, d_queries, parallelism);
             gemm(1.0, scores.t(), queries, write, d_documents.view_mut(), parallelism);
             write = Write::Add;
+            gemm(1.0, scores.view(), documents, Write::Replace, d_queries.view_mut(), parallelism);
+            finite &= through_length(queries, d_queries, &query_factors[start..end], self.query_length, parallelism);
         }
-        sum
+        finite &= through_length(documents, d_documents, document_factors, 1.0, parallelism);
+        (sum, finite)
     }
 }
 
