@@ -58,8 +58,8 @@ impl PairWorkspace {
         });
         let documents = texts - batch;
         let most = if config.symmetric { batch } else { (SCORES_BYTES / size_of::<f32>() / documents).max(64) };
-        // Parts of about the same size.
-        let queries = batch.div_ceil(batch.div_ceil(most));
+        // Parts of about the same size, of whole tiles of a product.
+        let queries = batch.div_ceil(batch.div_ceil(most)).next_multiple_of(12).min(batch);
         Self {
             query_length: (1.0 / config.temperature) as f32,
             symmetric: config.symmetric,
