@@ -63,28 +63,29 @@ fn bring_to_length(x: &mut [f32], length: f32) -> f32 {
     factor
 }
 
-/// d ← f·(d − v·(v·d)/ℓ²), for every row: the gradient of x from that of v = ℓ·x/‖x‖, where f = ℓ/‖x‖ is the row's factor.
-/// Returns whether all is finite.
-pub(super) fn through_length(
-    vectors: ArrayView2<'_, f32>,
-    gradients: ArrayViewMut2<'_, f32>,
+/// v ← f·(d − v·(v·d)/ℓ²), for every row: from d, the gradient of v = ℓ·x/‖x‖, that of x, where f = ℓ/‖x‖ is the row's
+/// factor. Returns whether all is finite.
+pub(super) fn replace_by_gradient(
+    vectors: ArrayViewMut2<'_, f32>,
+    d_vectors: ArrayView2<'_, f32>,
     factors: &[f32],
     length: f32,
     parallelism: Parallelism,
 ) -> bool {
     let inverse_square = f64::from(length).powi(-2);
-    let work = |(vectors, mut gradients, factors): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>, &[f32])| {
+    let work = |(mut vectors, d_vectors, factors): (ArrayViewMut2<'_, f32>, ArrayView2<'_, f32>, &[f32])| {
         let mut finite = true;
-        for ((vector, mut gradient), &factor) in vectors.rows().into_iter().zip(gradients.rows_mut()).zip(factors) {
-            let vector = slice(&vector);
-            let gradient = gradient.as_slice_mut().expect("rows of gradients are contiguous");
-            axpy(gradient, (-f64::from(dot(vector, gradient)) * inverse_square) as f32, vector);
-            scale(gradient, factor);
-            finite &= all_finite(gradient);
+        for ((mut vector, d_vector), &factor) in vectors.rows_mut().into_iter().zip(d_vectors.rows()).zip(factors) {
+            let vector = vector.as_slice_mut().expect("rows of vectors are contiguous");
+            let d_vector = slice(&d_vector);
+            let along = f64::from(dot(vector, d_vector)) * inverse_square;
+            scale(vector, (-f64::from(factor) * along) as f32);
+            axpy(vector, factor, d_vector);
+            finite &= all_finite(vector);
         }
         finite
     };
-    map_rows(parallelism, factors.len(), (vectors, gradients, factors), &work, &|a, b| a && b)
+    map_rows(parallelism, factors.len(), (vectors, d_vectors, factors), &work, &|a, b| a && b)
 }
 
 /// Every row of `prefixes` ← the first values of the row of `vectors`, at its length; `prefix_factors` ← what the sums that
@@ -114,23 +115,23 @@ pub(super) fn take_prefixes(
     });
 }
 
-/// Adds the rows of `d_prefixes` to the first values of those of `gradients`; returns whether all sums are finite.
+/// Adds the rows of `prefixes` to the first values of those of `rows`; returns whether all sums are finite.
 pub(super) fn add_prefixes(
-    d_prefixes: ArrayView2<'_, f32>,
-    gradients: ArrayViewMut2<'_, f32>,
+    prefixes: ArrayView2<'_, f32>,
+    rows: ArrayViewMut2<'_, f32>,
     parallelism: Parallelism,
 ) -> bool {
-    let work = |(d_prefixes, mut gradients): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
+    let work = |(prefixes, mut rows): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
         let mut finite = true;
-        for (d_prefix, mut gradient) in d_prefixes.rows().into_iter().zip(gradients.rows_mut()) {
-            let d_prefix = slice(&d_prefix);
-            let gradient = &mut gradient.as_slice_mut().expect("rows of gradients are contiguous")[..d_prefix.len()];
-            add_assign(gradient, d_prefix);
-            finite &= all_finite(gradient);
+        for (prefix, mut row) in prefixes.rows().into_iter().zip(rows.rows_mut()) {
+            let prefix = slice(&prefix);
+            let start = &mut row.as_slice_mut().expect("rows are contiguous")[..prefix.len()];
+            add_assign(start, prefix);
+            finite &= all_finite(start);
         }
         finite
     };
-    map_rows(parallelism, d_prefixes.nrows(), (d_prefixes, gradients), &work, &|a, b| a && b)
+    map_rows(parallelism, prefixes.nrows(), (prefixes, rows), &work, &|a, b| a && b)
 }
 
 fn slice<'a>(row: &ndarray::ArrayView1<'a, f32>) -> &'a [f32] {

@@ -1,9 +1,9 @@
 //! The buffers of a training step on pairs: forward, loss, and the gradient of each text's sum.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
 
 use super::PairEncoder;
-use super::pooling::{add_prefixes, pool, take_prefixes, through_length};
+use super::pooling::{add_prefixes, pool, replace_by_gradient, take_prefixes};
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
@@ -26,10 +26,13 @@ pub(crate) struct PairWorkspace {
     /// Queries × documents: all queries of a batch if the loss is symmetric, else some.
     scores: Array2<f32>,
     /// The vectors of all texts: those of queries at the length 1/τ, so that products with documents are scores, those of
-    /// documents at 1. First the gradient of these, then that of the texts' sums. What the sums were multiplied with.
+    /// documents at 1. When they have served, the gradients of the sums that were brought to these lengths.
     vectors: Array2<f32>,
-    d_sums: Array2<f32>,
+    /// What the sums were multiplied with.
     factors: Vec<f32>,
+    /// The gradients of the vectors of as many queries as `scores` has, and of all documents.
+    d_queries: Array2<f32>,
+    d_documents: Array2<f32>,
     widths: Vec<usize>,
     prefixes: Option<Prefixes>,
     /// The distinct ids of the batch, with the texts they stand in as their places.
@@ -38,12 +41,12 @@ pub(crate) struct PairWorkspace {
     text_of: Vec<u32>,
 }
 
-/// Prefixes of all vectors, at the lengths of these, with the gradient of the sums' prefixes.
+/// Prefixes of all vectors, at the lengths of these, as `vectors` and `factors` there, and the sum of their gradients.
 #[derive(Debug)]
 struct Prefixes {
     vectors: Array2<f32>,
-    d_sums: Array2<f32>,
     factors: Vec<f32>,
+    d_sums: Array2<f32>,
 }
 
 impl PairWorkspace {
@@ -53,8 +56,8 @@ impl PairWorkspace {
         let widths: Vec<usize> = config.matryoshka.iter().copied().filter(|&width| width < dim).collect();
         let prefixes = widths.last().map(|&width| Prefixes {
             vectors: Array2::zeros((texts, width)),
-            d_sums: Array2::zeros((texts, width)),
             factors: vec![0.0; texts],
+            d_sums: Array2::zeros((texts, width)),
         });
         let documents = texts - batch;
         let most = if config.symmetric { batch } else { (SCORES_BYTES / size_of::<f32>() / documents).max(64) };
@@ -66,8 +69,9 @@ impl PairWorkspace {
             loss: InBatchSoftmax::new(batch, config.symmetric),
             scores: Array2::zeros((queries, documents)),
             vectors: Array2::zeros((texts, dim)),
-            d_sums: Array2::zeros((texts, dim)),
             factors: vec![0.0; texts],
+            d_queries: Array2::zeros((queries, dim)),
+            d_documents: Array2::zeros((documents, dim)),
             widths,
             prefixes,
             distinct: DistinctIds::new(encoder.config.vocabulary_size, places),
@@ -101,9 +105,10 @@ impl PairWorkspace {
         }
         distinct.label_places(text_of);
 
-        let (vectors, mut d_sums) = (vectors.view(), self.d_sums.slice_mut(s![..texts, ..]));
         let mut contrast = Contrast {
             scores: self.scores.slice_mut(s![.., ..texts - pairs]),
+            d_queries: self.d_queries.view_mut(),
+            d_documents: self.d_documents.slice_mut(s![..texts - pairs, ..]),
             pairs,
             symmetric: self.symmetric,
             loss: &mut self.loss,
@@ -111,17 +116,22 @@ impl PairWorkspace {
             weight: 1.0 / (pairs * (1 + self.widths.len())) as f32,
             parallelism,
         };
-        let (mut sum, mut finite) = contrast.run(vectors, factors, d_sums.view_mut());
-        if let Some(prefixes) = &mut self.prefixes {
-            for &width in &self.widths {
-                let mut prefix = prefixes.vectors.slice_mut(s![..texts, ..width]);
-                let mut d_prefix = prefixes.d_sums.slice_mut(s![..texts, ..width]);
-                let prefix_factors = &mut prefixes.factors[..texts];
-                take_prefixes(vectors, factors, &length_of, prefix.view_mut(), prefix_factors, parallelism);
-                sum.loss += contrast.run(prefix.view(), prefix_factors, d_prefix.view_mut()).0.loss;
-                finite &= add_prefixes(d_prefix.view(), d_sums.view_mut(), parallelism);
-            }
+        let Some(prefixes) = &mut self.prefixes else {
+            return contrast.run(vectors, factors);
+        };
+        let mut d_sums = prefixes.d_sums.slice_mut(s![..texts, ..]);
+        d_sums.fill(0.0);
+        let mut loss_of_prefixes = 0.0;
+        for &width in &self.widths {
+            let mut prefix = prefixes.vectors.slice_mut(s![..texts, ..width]);
+            let prefix_factors = &mut prefixes.factors[..texts];
+            take_prefixes(vectors.view(), factors, &length_of, prefix.view_mut(), prefix_factors, parallelism);
+            loss_of_prefixes += contrast.run(prefix.view_mut(), prefix_factors).0.loss;
+            add_prefixes(prefix.view(), d_sums.view_mut(), parallelism);
         }
+        let (mut sum, _) = contrast.run(vectors.view_mut(), factors);
+        let finite = add_prefixes(d_sums.view(), vectors, parallelism);
+        sum.loss += loss_of_prefixes;
         sum.loss /= (1 + self.widths.len()) as f64;
         (sum, finite)
     }
@@ -134,13 +144,15 @@ impl PairWorkspace {
     /// The gradient of all texts' sums, one a row, and the texts that the `index`-th distinct id stands in, as often as it
     /// does: the gradient of its vector, before its weight, is the sum of their rows.
     pub fn gradient_of(&self, index: usize) -> (&[f32], &[u32]) {
-        (self.d_sums.as_slice().expect("gradients are contiguous"), self.distinct.places(index))
+        (self.vectors.as_slice().expect("gradients are contiguous"), self.distinct.places(index))
     }
 }
 
-/// Scores, loss, and the gradient of the sums that were brought to their lengths to be scored.
+/// What it takes to score vectors and to replace them by the gradients of the sums that they were.
 struct Contrast<'a> {
     scores: ArrayViewMut2<'a, f32>,
+    d_queries: ArrayViewMut2<'a, f32>,
+    d_documents: ArrayViewMut2<'a, f32>,
     pairs: usize,
     symmetric: bool,
     loss: &'a mut InBatchSoftmax,
@@ -150,37 +162,34 @@ struct Contrast<'a> {
 }
 
 impl Contrast<'_> {
-    /// The loss, and whether the gradient is finite.
-    fn run(
-        &mut self,
-        vectors: ArrayView2<'_, f32>,
-        factors: &[f32],
-        d_sums: ArrayViewMut2<'_, f32>,
-    ) -> (LossSum, bool) {
-        let parallelism = self.parallelism;
-        let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
-        let (mut d_queries, mut d_documents) = d_sums.split_at(Axis(0), self.pairs);
+    /// `vectors` ← the gradients of the sums that times `factors` are these vectors, of the width of `vectors`. Returns the
+    /// loss, and whether the gradients are finite.
+    fn run(&mut self, vectors: ArrayViewMut2<'_, f32>, factors: &[f32]) -> (LossSum, bool) {
+        let (width, parallelism) = (vectors.ncols(), self.parallelism);
+        let (mut queries, documents) = vectors.split_at(Axis(0), self.pairs);
         let (query_factors, document_factors) = factors.split_at(self.pairs);
+        let mut d_documents = self.d_documents.slice_mut(s![.., ..width]);
         let (mut sum, mut finite) = (LossSum::default(), true);
         let mut write = Write::Replace;
         for start in (0..self.pairs).step_by(self.scores.nrows()) {
             let end = (start + self.scores.nrows()).min(self.pairs);
-            let queries = queries.slice(s![start..end, ..]);
-            let mut d_queries = d_queries.slice_mut(s![start..end, ..]);
+            let queries = queries.slice_mut(s![start..end, ..]);
+            let mut d_queries = self.d_queries.slice_mut(s![..end - start, ..width]);
             let mut scores = self.scores.slice_mut(s![..end - start, ..]);
-            gemm(1.0, queries, documents.t(), Write::Replace, scores.view_mut(), parallelism);
+            gemm(1.0, queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
             sum = sum
                 + if self.symmetric {
                     self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
                 } else {
                     self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
                 };
-            gemm(1.0, scores.t(), queries, write, d_documents.view_mut(), parallelism);
+            gemm(1.0, scores.view(), documents.view(), Write::Replace, d_queries.view_mut(), parallelism);
+            gemm(1.0, scores.t(), queries.view(), write, d_documents.view_mut(), parallelism);
             write = Write::Add;
-            gemm(1.0, scores.view(), documents, Write::Replace, d_queries.view_mut(), parallelism);
-            finite &= through_length(queries, d_queries, &query_factors[start..end], self.query_length, parallelism);
+            let factors = &query_factors[start..end];
+            finite &= replace_by_gradient(queries, d_queries.view(), factors, self.query_length, parallelism);
         }
-        finite &= through_length(documents, d_documents, document_factors, 1.0, parallelism);
+        finite &= replace_by_gradient(documents, d_documents.view(), document_factors, 1.0, parallelism);
         (sum, finite)
     }
 }
@@ -280,8 +289,10 @@ mod tests {
                 if !config.symmetric {
                     // In parts of two queries, and one of one.
                     workspace.scores = Array2::zeros((2, workspace.scores.ncols()));
+                    workspace.d_queries = Array2::zeros((2, DIM));
                 }
-                workspace.d_sums.fill(f32::NAN);
+                workspace.d_queries.fill(f32::NAN);
+                workspace.d_documents.fill(f32::NAN);
                 let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
                 assert!(finite && sum.targets == PAIRS as u64);
                 let loss = sum.loss / PAIRS as f64;
