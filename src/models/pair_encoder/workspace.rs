@@ -129,8 +129,8 @@ impl PairWorkspace {
             loss_of_prefixes += contrast.run(prefix.view_mut(), prefix_factors).0.loss;
             add_prefixes(prefix.view(), d_sums.view_mut(), parallelism);
         }
-        let (mut sum, _) = contrast.run(vectors.view_mut(), factors);
-        let finite = add_prefixes(d_sums.view(), vectors, parallelism);
+        let (mut sum, mut finite) = contrast.run(vectors.view_mut(), factors);
+        finite &= add_prefixes(d_sums.view(), vectors, parallelism);
         sum.loss += loss_of_prefixes;
         sum.loss /= (1 + self.widths.len()) as f64;
         (sum, finite)
@@ -316,6 +316,27 @@ mod tests {
                     assert!((found - expected).abs() < 1e-5, "{case}, {set:?}, {place}: {found} for {expected}");
                 }
             });
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_overflows_is_told_though_the_loss_is_finite() {
+        let shape = PairEncoderConfig { vocabulary_size: VOCABULARY, dim: DIM, token_weights: false };
+        for matryoshka in [vec![], vec![2]] {
+            for (short, finite) in [(1.0, true), (1e-10, false)] {
+                let config = PairTrainingConfig {
+                    batch_size: PAIRS,
+                    max_tokens: 4,
+                    temperature: 1e-30,
+                    matryoshka: matryoshka.clone(),
+                    ..Default::default()
+                };
+                let mut encoder = PairEncoder::new(shape.clone(), 3).unwrap();
+                encoder.parameters.values_mut().iter_mut().for_each(|value| *value *= short);
+                let mut workspace = PairWorkspace::new(&encoder, &config);
+                let (sum, found) = workspace.loss_and_gradient(&encoder, &batch(0), Parallelism::SEQUENTIAL);
+                assert!(sum.loss.is_finite() && found == finite, "{matryoshka:?}, {short}: {sum:?}, {found}");
+            }
         }
     }
 }
