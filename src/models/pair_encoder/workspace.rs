@@ -322,6 +322,9 @@ mod tests {
     #[test]
     fn a_gradient_that_overflows_is_told_though_the_loss_is_finite() {
         let shape = PairEncoderConfig { vocabulary_size: VOCABULARY, dim: DIM, token_weights: false };
+        // Of document i the one token is PAIRS + i.
+        let rows: TokenRows = (0..2 * PAIRS as u32).map(|token| vec![token]).collect();
+        let batch = PairBatch::new(rows, 0).unwrap();
         for matryoshka in [vec![], vec![2]] {
             for (short, finite) in [(1.0, true), (1e-10, false)] {
                 let config = PairTrainingConfig {
@@ -332,10 +335,13 @@ mod tests {
                     ..Default::default()
                 };
                 let mut encoder = PairEncoder::new(shape.clone(), 3).unwrap();
-                encoder.parameters.values_mut().iter_mut().for_each(|value| *value *= short);
+                encoder.parameters.values_mut()[PAIRS * DIM..].iter_mut().for_each(|value| *value *= short);
                 let mut workspace = PairWorkspace::new(&encoder, &config);
-                let (sum, found) = workspace.loss_and_gradient(&encoder, &batch(0), Parallelism::SEQUENTIAL);
-                assert!(sum.loss.is_finite() && found == finite, "{matryoshka:?}, {short}: {sum:?}, {found}");
+                let (sum, found) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
+                assert!(
+                    sum.loss.is_finite() && sum.correct < sum.targets && found == finite,
+                    "{matryoshka:?}, {short}: {sum:?}, {found}"
+                );
             }
         }
     }
