@@ -75,7 +75,7 @@ impl DistinctIds {
             *slot += 1;
             self.batch.push(id);
         }
-        self.ids.sort_unstable();
+        self.sort_ids();
         // From the number of places of each id to where its next place goes.
         let mut start = 0;
         for &id in &self.ids {
@@ -90,6 +90,17 @@ impl DistinctIds {
             *next += 1;
         }
         self.ids.iter().for_each(|&id| self.slots[id as usize] = ABSENT);
+    }
+
+    /// Brings `ids` into ascending order, by their slots where those are not many more.
+    fn sort_ids(&mut self) {
+        const SLOTS_AN_ID: usize = 8;
+        if self.ids.len() < self.slots.len() / SLOTS_AN_ID {
+            return self.ids.sort_unstable();
+        }
+        self.ids.clear();
+        let taken = (0u32..).zip(&self.slots).filter(|&(_, &slot)| slot != ABSENT);
+        self.ids.extend(taken.map(|(id, _)| id));
     }
 
     /// Rows of the table: ids are below it.
@@ -124,6 +135,14 @@ impl DistinctIds {
     #[inline]
     pub fn places(&self, index: usize) -> &[u32] {
         &self.places[self.starts[index] as usize..self.starts[index + 1] as usize]
+    }
+
+    /// Puts `labels[place]` at each place, such as the text that it belongs to, until the next batch.
+    ///
+    /// # Panics
+    /// If there are fewer labels than places.
+    pub(crate) fn label_places(&mut self, labels: &[u32]) {
+        self.places.iter_mut().for_each(|place| *place = labels[*place as usize]);
     }
 
     /// Runs `work` on contiguous ranges of distinct ids, one a worker, with about the same number of places each.

@@ -1,6 +1,6 @@
 //! One step of AdamW over flat buffers, in one pass over memory.
 
-use super::dispatch::kernel;
+use super::dispatch::{Target, kernel};
 pub use super::sgd::{SgdStep, moving_average, sgd_momentum};
 
 /// The scalars of one [`adamw`] step.
@@ -26,6 +26,45 @@ pub struct AdamwStep {
     pub bias_correction2: f64,
 }
 
+/// The scalars of a step as they are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    keep: f32,
+    new1: f32,
+    beta2: f32,
+    new2: f32,
+    step_length: f32,
+    root_correction: f32,
+    epsilon: f32,
+    gradient_scale: f32,
+}
+
+impl Factors {
+    #[inline(always)]
+    pub fn of(step: &AdamwStep) -> Self {
+        Self {
+            keep: (1.0 - step.learning_rate * step.weight_decay) as f32,
+            new1: (1.0 - step.beta1) as f32,
+            beta2: step.beta2 as f32,
+            new2: (1.0 - step.beta2) as f32,
+            step_length: (-step.learning_rate / step.bias_correction1) as f32,
+            root_correction: step.bias_correction2.sqrt() as f32,
+            epsilon: step.epsilon as f32,
+            gradient_scale: step.gradient_scale as f32,
+        }
+    }
+
+    /// [`adamw`] of one parameter.
+    #[inline(always)]
+    pub fn update<T: Target>(&self, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+        let g = self.gradient_scale * g;
+        *m = T::multiply_add(self.new1, g - *m, *m);
+        *v = T::multiply_add(self.new2 * g, g, self.beta2 * *v);
+        let denominator = v.sqrt() / self.root_correction + self.epsilon;
+        *p = T::multiply_add(self.step_length, *m / denominator, *p * self.keep);
+    }
+}
+
 kernel! {
     /// One AdamW step (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019), in the order of PyTorch's
     /// `AdamW`. With g = gradient_scale·gradient:
@@ -47,20 +86,9 @@ kernel! {
         assert_eq!(gradients.len(), length, "adamw: lengths of gradients and parameters");
         assert_eq!(first_moments.len(), length, "adamw: lengths of first moments and parameters");
         assert_eq!(second_moments.len(), length, "adamw: lengths of second moments and parameters");
-        let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
-        let new1 = (1.0 - step.beta1) as f32;
-        let beta2 = step.beta2 as f32;
-        let new2 = (1.0 - step.beta2) as f32;
-        let step_length = (-step.learning_rate / step.bias_correction1) as f32;
-        let root_correction = step.bias_correction2.sqrt() as f32;
-        let epsilon = step.epsilon as f32;
-        let gradient_scale = step.gradient_scale as f32;
+        let factors = Factors::of(step);
         for (((p, &g), m), v) in parameters.iter_mut().zip(gradients).zip(first_moments).zip(second_moments) {
-            let g = gradient_scale * g;
-            *m = T::multiply_add(new1, g - *m, *m);
-            *v = T::multiply_add(new2 * g, g, beta2 * *v);
-            let denominator = v.sqrt() / root_correction + epsilon;
-            *p = T::multiply_add(step_length, *m / denominator, *p * keep);
+            factors.update::<T>(p, g, m, v);
         }
     }
 }

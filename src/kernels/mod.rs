@@ -9,6 +9,7 @@ pub mod cross_entropy;
 pub(crate) mod dispatch;
 pub mod elementwise;
 pub mod exp;
+pub(crate) mod gathered;
 pub mod gelu;
 pub(crate) mod in_batch;
 pub(crate) mod lanes;

@@ -149,7 +149,7 @@ impl PairEncoder {
     ) -> Result<()> {
         assert_eq!(vectors.dim(), (texts.len(), self.config.dim), "encode: shape of the vectors");
         self.check("texts", texts)?;
-        pooling::pool(self.table(), texts, vectors, None, parallelism);
+        pooling::pool(self.table(), texts, &|_| 1.0, vectors, None, parallelism);
         Ok(())
     }
 
@@ -165,10 +165,6 @@ impl PairEncoder {
     }
 
     fn table(&self) -> pooling::Table<'_> {
-        pooling::Table {
-            vectors: self.parameters.slice(self.vectors),
-            weights: self.token_weights(),
-            width: self.config.dim,
-        }
+        pooling::Table { vectors: self.parameters.slice(self.vectors), weights: self.token_weights() }
     }
 }

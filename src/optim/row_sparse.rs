@@ -3,6 +3,7 @@
 use ndarray::ArrayViewMut2;
 
 use crate::kernels::adamw::{AdamwStep, adamw};
+use crate::kernels::gathered::gathered_adamw;
 use crate::params::{ParameterLayout, ParameterStore};
 
 /// The moments of tables whose rows are updated together, and how often each row was.
@@ -41,18 +42,25 @@ pub(crate) fn next_update(updates: &mut u32, step: &AdamwStep) -> AdamwStep {
     }
 }
 
-/// Updates part of row `row`, from column `column` on, by its gradient.
-pub(crate) fn update_row(
-    (table, first, second): &mut TableAndMoments<'_>,
-    gradient: &[f32],
-    (row, column): (usize, usize),
-    step: &AdamwStep,
-) {
-    let [parameters, first, second] = [table, first, second].map(|values| {
-        let row = values.row_mut(row).into_slice().expect("rows are contiguous");
-        &mut row[column..column + gradient.len()]
-    });
+/// Updates row `row` by its gradient.
+pub(crate) fn update_row(table: &mut TableAndMoments<'_>, row: usize, gradient: &[f32], step: &AdamwStep) {
+    let [parameters, first, second] = rows(table, row);
     adamw(parameters, gradient, first, second, step);
+}
+
+/// Updates row `row` by the sum of some rows of gradients, as [`gathered_adamw`].
+pub(crate) fn update_row_gathered(
+    table: &mut TableAndMoments<'_>,
+    row: usize,
+    (gradients, gradient_rows): (&[f32], &[u32]),
+    step: &AdamwStep,
+) -> f32 {
+    let [parameters, first, second] = rows(table, row);
+    gathered_adamw(parameters, first, second, gradients, gradient_rows, step)
+}
+
+fn rows<'a>((table, first, second): &'a mut TableAndMoments<'_>, row: usize) -> [&'a mut [f32]; 3] {
+    [table, first, second].map(|values| values.row_mut(row).into_slice().expect("rows are contiguous"))
 }
 
 #[cfg(test)]
@@ -84,9 +92,11 @@ mod tests {
             let step = next_update(&mut sparse.updates[1], &STEP);
             let (first, second) = (&mut sparse.first_moments, &mut sparse.second_moments);
             let mut part = (table.matrix_mut(id), first.matrix_mut(id), second.matrix_mut(id));
-            // Column by column, as a row wider than a block is.
-            update_row(&mut part, &gradient[..1], (1, 0), &step);
-            update_row(&mut part, &gradient[1..], (1, 1), &step);
+            if touch % 2 == 0 {
+                update_row(&mut part, 1, &gradient, &step);
+            } else {
+                update_row_gathered(&mut part, 1, (&[9.0, 9.0, gradient[0], 0.0, 0.0, gradient[1]], &[1, 2]), &step);
+            }
             let corrected = AdamwStep {
                 bias_correction1: 1.0 - 0.9f64.powi(touch),
                 bias_correction2: 1.0 - 0.99f64.powi(touch),

@@ -3,12 +3,9 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::data::TokenRows;
-use crate::kernels::dispatch::prefetch;
 use crate::kernels::elementwise::{add_assign, all_finite, axpy, dot, scale, squared_norm};
+use crate::kernels::gathered::gathered_sum;
 use crate::parallel::{Parallelism, SplitRows, for_rows, map_rows};
-
-/// How many tokens ahead the pooling asks for memory.
-const AHEAD: usize = 8;
 
 /// A vector that is shorter than this counts as 0.
 const SHORTEST: f64 = 1e-12;
@@ -18,14 +15,6 @@ const SHORTEST: f64 = 1e-12;
 pub(super) struct Table<'a> {
     pub vectors: &'a [f32],
     pub weights: Option<&'a [f32]>,
-    pub width: usize,
-}
-
-impl Table<'_> {
-    #[inline]
-    fn row(&self, id: u32) -> &[f32] {
-        &self.vectors[id as usize * self.width..][..self.width]
-    }
 }
 
 /// The numbers of consecutive texts, which are split like rows.
@@ -38,125 +27,111 @@ impl SplitRows for Numbers {
     }
 }
 
-/// Row i of `vectors` ← the vector of text i; `inverse_lengths[i]` ← 1 over the length of its sum, or 0.
+/// Row i of `vectors` ← the sum s of text i, brought to the length ℓ that `length_of` gives for it; `factors[i]` ← ℓ/‖s‖,
+/// or 0 where s is too short.
 pub(super) fn pool(
     table: Table<'_>,
     texts: &TokenRows,
+    length_of: &(impl Fn(usize) -> f32 + Sync),
     vectors: ArrayViewMut2<'_, f32>,
-    inverse_lengths: Option<&mut [f32]>,
+    factors: Option<&mut [f32]>,
     parallelism: Parallelism,
 ) {
     let (ids, ends) = (texts.ids(), texts.ends());
-    let work =
-        |(Numbers(numbers), mut vectors, mut inverse_lengths): (_, ArrayViewMut2<'_, f32>, Option<&mut [f32]>)| {
-            let mut place = numbers.start.checked_sub(1).map_or(0, |before| ends[before]);
-            for (index, (number, mut row)) in numbers.zip(vectors.rows_mut()).enumerate() {
-                let sum = row.as_slice_mut().expect("rows of vectors are contiguous");
-                sum.fill(0.0);
-                while place < ends[number] {
-                    if let Some(&next) = ids.get(place + AHEAD) {
-                        prefetch(table.row(next));
-                    }
-                    match table.weights {
-                        None => add_assign(sum, table.row(ids[place])),
-                        Some(weights) => axpy(sum, weights[ids[place] as usize], table.row(ids[place])),
-                    }
-                    place += 1;
-                }
-                let inverse = normalise(sum);
-                if let Some(inverse_lengths) = &mut inverse_lengths {
-                    inverse_lengths[index] = inverse;
-                }
+    let work = |(Numbers(numbers), mut vectors, mut factors): (_, ArrayViewMut2<'_, f32>, Option<&mut [f32]>)| {
+        let mut place = numbers.start.checked_sub(1).map_or(0, |before| ends[before]);
+        for (index, (number, mut row)) in numbers.zip(vectors.rows_mut()).enumerate() {
+            let sum = row.as_slice_mut().expect("rows of vectors are contiguous");
+            let tokens = &ids[place..ends[number]];
+            place = ends[number];
+            gathered_sum(sum, table.vectors, tokens, table.weights);
+            let factor = bring_to_length(sum, length_of(number));
+            if let Some(factors) = &mut factors {
+                factors[index] = factor;
             }
-        };
-    for_rows(parallelism, texts.len(), (Numbers(0..texts.len()), vectors, inverse_lengths), &work);
+        }
+    };
+    for_rows(parallelism, texts.len(), (Numbers(0..texts.len()), vectors, factors), &work);
 }
 
-/// x ← x/‖x‖, or 0 where x is too short; returns the factor.
-fn normalise(x: &mut [f32]) -> f32 {
-    let length = squared_norm(x).sqrt();
+/// x ← ℓ·x/‖x‖, or 0 where x is too short; returns the factor.
+fn bring_to_length(x: &mut [f32], length: f32) -> f32 {
+    let former = squared_norm(x).sqrt();
     // A length that is not a number passes, so that the loss tells.
-    let inverse = if length < SHORTEST { 0.0 } else { (1.0 / length) as f32 };
-    scale(x, inverse);
-    inverse
+    let factor = if former < SHORTEST { 0.0 } else { (f64::from(length) / former) as f32 };
+    scale(x, factor);
+    factor
 }
 
-/// d ← d − u·(u·d), for every row: the gradient of x at length 1 from that of u = x/‖x‖.
-pub(super) fn project(units: ArrayView2<'_, f32>, gradients: ArrayViewMut2<'_, f32>, parallelism: Parallelism) {
-    for_rows(parallelism, units.nrows(), (units, gradients), &|(units, mut gradients)| {
-        for (unit, mut gradient) in units.rows().into_iter().zip(gradients.rows_mut()) {
-            let (unit, gradient) = (slice(&unit), gradient.as_slice_mut().expect("rows of gradients are contiguous"));
-            axpy(gradient, -dot(unit, gradient), unit);
-        }
-    });
-}
-
-/// Every row of `prefixes` ← the first values of the row of `units`, at length 1; `inverse_lengths` as in [`pool`].
-pub(super) fn take_prefixes(
-    units: ArrayView2<'_, f32>,
-    prefixes: ArrayViewMut2<'_, f32>,
-    inverse_lengths: &mut [f32],
+/// v ← f·(d − v·(v·d)/ℓ²), for every row: from d, the gradient of v = ℓ·x/‖x‖, that of x, where f = ℓ/‖x‖ is the row's
+/// factor. Returns whether all is finite.
+pub(super) fn replace_by_gradient(
+    vectors: ArrayViewMut2<'_, f32>,
+    d_vectors: ArrayView2<'_, f32>,
+    factors: &[f32],
+    length: f32,
     parallelism: Parallelism,
-) {
-    let parts = (units, prefixes, inverse_lengths);
-    for_rows(parallelism, units.nrows(), parts, &|(units, mut prefixes, inverse_lengths)| {
-        let rows = units.rows().into_iter().zip(prefixes.rows_mut());
-        for ((unit, mut prefix), inverse) in rows.zip(inverse_lengths) {
-            let prefix = prefix.as_slice_mut().expect("rows of prefixes are contiguous");
-            prefix.copy_from_slice(&slice(&unit)[..prefix.len()]);
-            *inverse = normalise(prefix);
-        }
-    });
-}
-
-/// Adds to the first values of each row of `gradients` what comes from `d_prefixes`, the gradient of [`take_prefixes`].
-pub(super) fn add_prefixes(
-    prefixes: ArrayView2<'_, f32>,
-    d_prefixes: ArrayView2<'_, f32>,
-    inverse_lengths: &[f32],
-    gradients: ArrayViewMut2<'_, f32>,
-    parallelism: Parallelism,
-) {
-    let parts = (prefixes, d_prefixes, inverse_lengths, gradients);
-    for_rows(parallelism, prefixes.nrows(), parts, &|(prefixes, d_prefixes, inverse_lengths, mut gradients)| {
-        let rows = prefixes.rows().into_iter().zip(d_prefixes.rows()).zip(inverse_lengths).zip(gradients.rows_mut());
-        for (((prefix, d_prefix), &inverse), mut gradient) in rows {
-            let (prefix, d_prefix) = (slice(&prefix), slice(&d_prefix));
-            let gradient = &mut gradient.as_slice_mut().expect("rows of gradients are contiguous")[..prefix.len()];
-            axpy(gradient, inverse, d_prefix);
-            axpy(gradient, -inverse * dot(prefix, d_prefix), prefix);
-        }
-    });
-}
-
-/// Every row of `out` ← `factor` times the row of `rows`.
-pub(super) fn scaled_rows(
-    rows: ArrayView2<'_, f32>,
-    factor: f32,
-    out: ArrayViewMut2<'_, f32>,
-    parallelism: Parallelism,
-) {
-    for_rows(parallelism, rows.nrows(), (rows, out), &|(rows, mut out)| {
-        for (row, mut out) in rows.rows().into_iter().zip(out.rows_mut()) {
-            let out = out.as_slice_mut().expect("rows are contiguous");
-            out.copy_from_slice(slice(&row));
-            scale(out, factor);
-        }
-    });
-}
-
-/// Every row of `gradients` ← itself times its factor; returns whether all is finite.
-pub(super) fn scale_rows(gradients: ArrayViewMut2<'_, f32>, factors: &[f32], parallelism: Parallelism) -> bool {
-    let work = |(mut gradients, factors): (ArrayViewMut2<'_, f32>, &[f32])| {
+) -> bool {
+    let inverse_square = f64::from(length).powi(-2);
+    let work = |(mut vectors, d_vectors, factors): (ArrayViewMut2<'_, f32>, ArrayView2<'_, f32>, &[f32])| {
         let mut finite = true;
-        for (mut gradient, &factor) in gradients.rows_mut().into_iter().zip(factors) {
-            let gradient = gradient.as_slice_mut().expect("rows of gradients are contiguous");
-            scale(gradient, factor);
-            finite &= all_finite(gradient);
+        for ((mut vector, d_vector), &factor) in vectors.rows_mut().into_iter().zip(d_vectors.rows()).zip(factors) {
+            let vector = vector.as_slice_mut().expect("rows of vectors are contiguous");
+            let d_vector = slice(&d_vector);
+            let along = f64::from(dot(vector, d_vector)) * inverse_square;
+            scale(vector, (-f64::from(factor) * along) as f32);
+            axpy(vector, factor, d_vector);
+            finite &= all_finite(vector);
         }
         finite
     };
-    map_rows(parallelism, factors.len(), (gradients, factors), &work, &|a, b| a && b)
+    map_rows(parallelism, factors.len(), (vectors, d_vectors, factors), &work, &|a, b| a && b)
+}
+
+/// Every row of `prefixes` ← the first values of the row of `vectors`, at its length; `prefix_factors` ← what the sums that
+/// these were by `factors` were multiplied with in all.
+pub(super) fn take_prefixes(
+    vectors: ArrayView2<'_, f32>,
+    factors: &[f32],
+    length_of: &(impl Fn(usize) -> f32 + Sync),
+    prefixes: ArrayViewMut2<'_, f32>,
+    prefix_factors: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let parts = (Numbers(0..factors.len()), vectors, factors, prefixes, prefix_factors);
+    for_rows(parallelism, factors.len(), parts, &|(
+        Numbers(numbers),
+        vectors,
+        factors,
+        mut prefixes,
+        prefix_factors,
+    )| {
+        let rows = numbers.zip(vectors.rows()).zip(prefixes.rows_mut());
+        for ((((number, vector), mut prefix), factor), prefix_factor) in rows.zip(factors).zip(prefix_factors) {
+            let prefix = prefix.as_slice_mut().expect("rows of prefixes are contiguous");
+            prefix.copy_from_slice(&slice(&vector)[..prefix.len()]);
+            *prefix_factor = factor * bring_to_length(prefix, length_of(number));
+        }
+    });
+}
+
+/// Adds the rows of `prefixes` to the first values of those of `rows`; returns whether all sums are finite.
+pub(super) fn add_prefixes(
+    prefixes: ArrayView2<'_, f32>,
+    rows: ArrayViewMut2<'_, f32>,
+    parallelism: Parallelism,
+) -> bool {
+    let work = |(prefixes, mut rows): (ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>)| {
+        let mut finite = true;
+        for (prefix, mut row) in prefixes.rows().into_iter().zip(rows.rows_mut()) {
+            let prefix = slice(&prefix);
+            let start = &mut row.as_slice_mut().expect("rows are contiguous")[..prefix.len()];
+            add_assign(start, prefix);
+            finite &= all_finite(start);
+        }
+        finite
+    };
+    map_rows(parallelism, prefixes.nrows(), (prefixes, rows), &work, &|a, b| a && b)
 }
 
 fn slice<'a>(row: &ndarray::ArrayView1<'a, f32>) -> &'a [f32] {

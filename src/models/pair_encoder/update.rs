@@ -6,13 +6,9 @@ use ndarray::ArrayViewMut2;
 
 use super::{PairEncoder, PairWorkspace};
 use crate::kernels::adamw::AdamwStep;
-use crate::kernels::elementwise::{dot, scale};
-use crate::optim::row_sparse::{RowSparseAdamw, TableAndMoments, next_update, update_row};
+use crate::optim::row_sparse::{RowSparseAdamw, TableAndMoments, next_update, update_row, update_row_gathered};
 use crate::parallel::Parallelism;
 use crate::params::{ParameterId, ParameterStore};
-
-/// Columns whose gradient is summed and applied together, on the stack.
-const BLOCK: usize = 1024;
 
 impl PairEncoder {
     /// Moments for every parameter, as before the first update.
@@ -38,16 +34,18 @@ impl PairEncoder {
         let weights = table.1.zip(first.1).zip(second.1).map(|((table, first), second)| (table, first, second));
         let distinct = workspace.distinct();
         let work = |range: Range<usize>, first: u32, (mut vectors, mut weights, updates): Part<'_>| {
-            let mut buffer = [0.0; BLOCK];
             for index in range {
-                workspace.prefetch_gradient_of(index + 1);
                 let row = (distinct.ids()[index] - first) as usize;
                 let step = next_update(&mut updates[row], step);
-                let weight = weights.as_ref().map(|(weights, ..)| weights[[row, 0]]);
-                let d_weight = update_vector(&mut vectors, row, weight, (workspace, index), &mut buffer, &step);
-                if let Some(weights) = &mut weights {
-                    update_row(weights, &[d_weight], (row, 0), &AdamwStep { weight_decay: 0.0, ..step });
-                }
+                let gradient = workspace.gradient_of(index);
+                let Some(weights) = &mut weights else {
+                    update_row_gathered(&mut vectors, row, gradient, &step);
+                    continue;
+                };
+                // A text's sum has the vector times its weight.
+                let of_vector = AdamwStep { gradient_scale: weights.0[[row, 0]].into(), ..step };
+                let d_weight = update_row_gathered(&mut vectors, row, gradient, &of_vector);
+                update_row(weights, row, &[d_weight], &AdamwStep { weight_decay: 0.0, ..step });
             }
         };
         distinct.for_parts_of_table(parallelism, (vectors, weights, &mut updates[..]), &work);
@@ -73,29 +71,4 @@ fn tables<'a>(
             (view(vectors, width), Some(view(weights, 1)))
         }
     }
-}
-
-/// Updates a row of vectors; returns the gradient of its weight.
-fn update_vector(
-    vectors: &mut TableAndMoments<'_>,
-    row: usize,
-    weight: Option<f32>,
-    (workspace, index): (&PairWorkspace, usize),
-    buffer: &mut [f32; BLOCK],
-    step: &AdamwStep,
-) -> f32 {
-    let width = vectors.0.ncols();
-    let mut d_weight = 0.0;
-    for start in (0..width).step_by(BLOCK) {
-        let columns = start..width.min(start + BLOCK);
-        let gradient = &mut buffer[..columns.len()];
-        workspace.gradient_of(index, columns.clone(), gradient);
-        if let Some(weight) = weight {
-            let vector = vectors.0.row(row).to_slice().expect("rows are contiguous");
-            d_weight += dot(&vector[columns], gradient);
-            scale(gradient, weight);
-        }
-        update_row(vectors, gradient, (row, start), step);
-    }
-    d_weight
 }

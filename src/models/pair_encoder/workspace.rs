@@ -1,52 +1,52 @@
 //! The buffers of a training step on pairs: forward, loss, and the gradient of each text's sum.
 
-use std::ops::Range;
-
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
 
 use super::PairEncoder;
-use super::pooling::{add_prefixes, pool, project, scale_rows, scaled_rows, take_prefixes};
+use super::pooling::{add_prefixes, pool, replace_by_gradient, take_prefixes};
 use crate::config::PairTrainingConfig;
 use crate::data::PairBatch;
 use crate::gather::DistinctIds;
-use crate::kernels::dispatch::prefetch;
-use crate::kernels::elementwise::add_assign;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::LossSum;
 use crate::loss::in_batch_softmax::InBatchSoftmax;
 use crate::parallel::Parallelism;
 
-/// Bytes of scores that are worked on together, where the loss allows it: what stays in the second-level cache.
-const SCORES_BYTES: usize = 4 << 20;
-
-/// Texts whose gradients are asked for ahead of their sum: those of a word of many texts would fill the cache.
-const AHEAD: usize = 16;
+/// Bytes of scores that are worked on together, where the loss allows it: products are the faster the more rows they have,
+/// up to some hundreds.
+const SCORES_BYTES: usize = 6 << 20;
 
 /// Everything a step needs besides the parameters and their moments, for batches of up to a fixed size.
 #[derive(Debug)]
 pub(crate) struct PairWorkspace {
-    inverse_temperature: f32,
+    /// 1/τ.
+    query_length: f32,
     symmetric: bool,
     loss: InBatchSoftmax,
     /// Queries × documents: all queries of a batch if the loss is symmetric, else some.
     scores: Array2<f32>,
-    /// The vectors of all texts, and first the gradient of these, then that of their sums.
-    units: Array2<f32>,
-    d_sums: Array2<f32>,
-    inverse_lengths: Vec<f32>,
+    /// The vectors of all texts: those of queries at the length 1/τ, so that products with documents are scores, those of
+    /// documents at 1. When they have served, the gradients of the sums that were brought to these lengths.
+    vectors: Array2<f32>,
+    /// What the sums were multiplied with.
+    factors: Vec<f32>,
+    /// The gradients of the vectors of as many queries as `scores` has, and of all documents.
+    d_queries: Array2<f32>,
+    d_documents: Array2<f32>,
     widths: Vec<usize>,
     prefixes: Option<Prefixes>,
+    /// The distinct ids of the batch, with the texts they stand in as their places.
     distinct: DistinctIds,
     /// Of each place of the batch, the text it belongs to.
     text_of: Vec<u32>,
 }
 
-/// Prefixes of all vectors, and their gradient.
+/// Prefixes of all vectors, at the lengths of these, as `vectors` and `factors` there, and the sum of their gradients.
 #[derive(Debug)]
 struct Prefixes {
-    units: Array2<f32>,
-    d_units: Array2<f32>,
-    inverse_lengths: Vec<f32>,
+    vectors: Array2<f32>,
+    factors: Vec<f32>,
+    d_sums: Array2<f32>,
 }
 
 impl PairWorkspace {
@@ -55,21 +55,23 @@ impl PairWorkspace {
         let dim = encoder.config.dim;
         let widths: Vec<usize> = config.matryoshka.iter().copied().filter(|&width| width < dim).collect();
         let prefixes = widths.last().map(|&width| Prefixes {
-            units: Array2::zeros((texts, width)),
-            d_units: Array2::zeros((texts, width)),
-            inverse_lengths: vec![0.0; texts],
+            vectors: Array2::zeros((texts, width)),
+            factors: vec![0.0; texts],
+            d_sums: Array2::zeros((texts, width)),
         });
         let documents = texts - batch;
-        let in_cache = (SCORES_BYTES / size_of::<f32>() / documents).next_multiple_of(64);
-        let queries = if config.symmetric { batch } else { in_cache.min(batch) };
+        let most = if config.symmetric { batch } else { (SCORES_BYTES / size_of::<f32>() / documents).max(64) };
+        // Parts of about the same size, of whole tiles of a product.
+        let queries = batch.div_ceil(batch.div_ceil(most)).next_multiple_of(12).min(batch);
         Self {
-            inverse_temperature: (1.0 / config.temperature) as f32,
+            query_length: (1.0 / config.temperature) as f32,
             symmetric: config.symmetric,
             loss: InBatchSoftmax::new(batch, config.symmetric),
             scores: Array2::zeros((queries, documents)),
-            units: Array2::zeros((texts, dim)),
-            d_sums: Array2::zeros((texts, dim)),
-            inverse_lengths: vec![0.0; texts],
+            vectors: Array2::zeros((texts, dim)),
+            factors: vec![0.0; texts],
+            d_queries: Array2::zeros((queries, dim)),
+            d_documents: Array2::zeros((documents, dim)),
             widths,
             prefixes,
             distinct: DistinctIds::new(encoder.config.vocabulary_size, places),
@@ -89,9 +91,11 @@ impl PairWorkspace {
         let rows = batch.rows();
         let (texts, pairs) = (rows.len(), batch.pairs());
         let (distinct, text_of) = (&mut self.distinct, &mut self.text_of);
-        let mut units = self.units.slice_mut(s![..texts, ..]);
-        let inverse_lengths = &mut self.inverse_lengths[..texts];
-        pool(encoder.table(), rows, units.view_mut(), Some(&mut *inverse_lengths), parallelism);
+        let mut vectors = self.vectors.slice_mut(s![..texts, ..]);
+        let factors = &mut self.factors[..texts];
+        let query_length = self.query_length;
+        let length_of = |text: usize| if text < pairs { query_length } else { 1.0 };
+        pool(encoder.table(), rows, &length_of, vectors.view_mut(), Some(&mut *factors), parallelism);
         distinct.find(rows.ids().iter().copied());
         text_of.clear();
         let mut start = 0;
@@ -99,31 +103,36 @@ impl PairWorkspace {
             text_of.resize(text_of.len() + end - start, text as u32);
             start = end;
         }
+        distinct.label_places(text_of);
 
-        let (units, mut d_sums) = (units.view(), self.d_sums.slice_mut(s![..texts, ..]));
         let mut contrast = Contrast {
             scores: self.scores.slice_mut(s![.., ..texts - pairs]),
+            d_queries: self.d_queries.view_mut(),
+            d_documents: self.d_documents.slice_mut(s![..texts - pairs, ..]),
             pairs,
             symmetric: self.symmetric,
             loss: &mut self.loss,
-            inverse_temperature: self.inverse_temperature,
+            query_length,
             weight: 1.0 / (pairs * (1 + self.widths.len())) as f32,
             parallelism,
         };
-        let mut sum = contrast.run(units, d_sums.view_mut());
-        project(units, d_sums.view_mut(), parallelism);
-        if let Some(prefixes) = &mut self.prefixes {
-            for &width in &self.widths {
-                let mut prefix = prefixes.units.slice_mut(s![..texts, ..width]);
-                let mut d_prefix = prefixes.d_units.slice_mut(s![..texts, ..width]);
-                let inverse_lengths = &mut prefixes.inverse_lengths[..texts];
-                take_prefixes(units, prefix.view_mut(), inverse_lengths, parallelism);
-                sum.loss += contrast.run(prefix.view(), d_prefix.view_mut()).loss;
-                add_prefixes(prefix.view(), d_prefix.view(), inverse_lengths, d_sums.view_mut(), parallelism);
-            }
+        let Some(prefixes) = &mut self.prefixes else {
+            return contrast.run(vectors, factors);
+        };
+        let mut d_sums = prefixes.d_sums.slice_mut(s![..texts, ..]);
+        d_sums.fill(0.0);
+        let mut loss_of_prefixes = 0.0;
+        for &width in &self.widths {
+            let mut prefix = prefixes.vectors.slice_mut(s![..texts, ..width]);
+            let prefix_factors = &mut prefixes.factors[..texts];
+            take_prefixes(vectors.view(), factors, &length_of, prefix.view_mut(), prefix_factors, parallelism);
+            loss_of_prefixes += contrast.run(prefix.view_mut(), prefix_factors).0.loss;
+            add_prefixes(prefix.view(), d_sums.view_mut(), parallelism);
         }
+        let (mut sum, mut finite) = contrast.run(vectors.view_mut(), factors);
+        finite &= add_prefixes(d_sums.view(), vectors, parallelism);
+        sum.loss += loss_of_prefixes;
         sum.loss /= (1 + self.widths.len()) as f64;
-        let finite = scale_rows(d_sums, inverse_lengths, parallelism);
         (sum, finite)
     }
 
@@ -132,70 +141,56 @@ impl PairWorkspace {
         &self.distinct
     }
 
-    /// `out` ← `columns` of the gradient of the `index`-th distinct id's vector, before its weight: the sum over its
-    /// places of the gradient of the text.
-    pub fn gradient_of(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
-        let width = self.d_sums.ncols();
-        let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
-        let of_text = |place: u32| {
-            let row = self.text_of[place as usize] as usize * width;
-            &d_sums[row + columns.start..row + columns.end]
-        };
-        let (&first, others) = self.distinct.places(index).split_first().expect("an id of the batch has a place");
-        out.copy_from_slice(of_text(first));
-        others.iter().for_each(|&place| add_assign(out, of_text(place)));
-    }
-
-    /// Asks for the memory that the gradient of the `index`-th distinct id's vector is summed from, if there is such an id.
-    pub fn prefetch_gradient_of(&self, index: usize) {
-        if index < self.distinct.len() {
-            let width = self.d_sums.ncols();
-            let d_sums = self.d_sums.as_slice().expect("gradients are contiguous");
-            for &place in self.distinct.places(index).iter().take(AHEAD) {
-                prefetch(&d_sums[self.text_of[place as usize] as usize * width..][..width]);
-            }
-        }
+    /// The gradient of all texts' sums, one a row, and the texts that the `index`-th distinct id stands in, as often as it
+    /// does: the gradient of its vector, before its weight, is the sum of their rows.
+    pub fn gradient_of(&self, index: usize) -> (&[f32], &[u32]) {
+        (self.vectors.as_slice().expect("gradients are contiguous"), self.distinct.places(index))
     }
 }
 
-/// Scores, loss, and the gradient of the vectors that were scored.
+/// What it takes to score vectors and to replace them by the gradients of the sums that they were.
 struct Contrast<'a> {
     scores: ArrayViewMut2<'a, f32>,
+    d_queries: ArrayViewMut2<'a, f32>,
+    d_documents: ArrayViewMut2<'a, f32>,
     pairs: usize,
     symmetric: bool,
     loss: &'a mut InBatchSoftmax,
-    inverse_temperature: f32,
+    query_length: f32,
     weight: f32,
     parallelism: Parallelism,
 }
 
 impl Contrast<'_> {
-    fn run(&mut self, vectors: ArrayView2<'_, f32>, d_vectors: ArrayViewMut2<'_, f32>) -> LossSum {
-        let parallelism = self.parallelism;
-        let (queries, documents) = vectors.split_at(Axis(0), self.pairs);
-        let (mut d_queries, mut d_documents) = d_vectors.split_at(Axis(0), self.pairs);
-        let mut sum = LossSum::default();
+    /// `vectors` ← the gradients of the sums that times `factors` are these vectors, of the width of `vectors`. Returns the
+    /// loss, and whether the gradients are finite.
+    fn run(&mut self, vectors: ArrayViewMut2<'_, f32>, factors: &[f32]) -> (LossSum, bool) {
+        let (width, parallelism) = (vectors.ncols(), self.parallelism);
+        let (mut queries, documents) = vectors.split_at(Axis(0), self.pairs);
+        let (query_factors, document_factors) = factors.split_at(self.pairs);
+        let mut d_documents = self.d_documents.slice_mut(s![.., ..width]);
+        let (mut sum, mut finite) = (LossSum::default(), true);
         let mut write = Write::Replace;
         for start in (0..self.pairs).step_by(self.scores.nrows()) {
             let end = (start + self.scores.nrows()).min(self.pairs);
-            let queries = queries.slice(s![start..end, ..]);
+            let queries = queries.slice_mut(s![start..end, ..]);
+            let mut d_queries = self.d_queries.slice_mut(s![..end - start, ..width]);
             let mut scores = self.scores.slice_mut(s![..end - start, ..]);
-            // 1/τ goes into the queries, where their gradient will be, and into the weight: products have no factor.
-            let mut d_queries = d_queries.slice_mut(s![start..end, ..]);
-            scaled_rows(queries, self.inverse_temperature, d_queries.view_mut(), parallelism);
-            gemm(1.0, d_queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
-            let weight = self.weight * self.inverse_temperature;
+            gemm(1.0, queries.view(), documents.t(), Write::Replace, scores.view_mut(), parallelism);
             sum = sum
                 + if self.symmetric {
-                    self.loss.replace_by_gradient(scores.view_mut(), weight, parallelism)
+                    self.loss.replace_by_gradient(scores.view_mut(), self.weight, parallelism)
                 } else {
-                    self.loss.replace_part_by_gradient(scores.view_mut(), start, weight, parallelism)
+                    self.loss.replace_part_by_gradient(scores.view_mut(), start, self.weight, parallelism)
                 };
-            gemm(1.0, scores.view(), documents, Write::Replace, d_queries, parallelism);
-            gemm(1.0, scores.t(), queries, write, d_documents.view_mut(), parallelism);
+            gemm(1.0, scores.view(), documents.view(), Write::Replace, d_queries.view_mut(), parallelism);
+            gemm(1.0, scores.t(), queries.view(), write, d_documents.view_mut(), parallelism);
             write = Write::Add;
+            let factors = &query_factors[start..end];
+            finite &= replace_by_gradient(queries, d_queries.view(), factors, self.query_length, parallelism);
         }
-        sum
+        finite &= replace_by_gradient(documents, d_documents.view(), document_factors, 1.0, parallelism);
+        (sum, finite)
     }
 }
 
@@ -205,6 +200,7 @@ mod tests {
     use crate::config::PairEncoderConfig;
     use crate::data::TokenRows;
     use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::kernels::gathered::gathered_sum;
     use crate::kernels::testing::{numerical_gradient, wide};
     use crate::rng::{Purpose, Stream};
 
@@ -293,8 +289,10 @@ mod tests {
                 if !config.symmetric {
                     // In parts of two queries, and one of one.
                     workspace.scores = Array2::zeros((2, workspace.scores.ncols()));
+                    workspace.d_queries = Array2::zeros((2, DIM));
                 }
-                workspace.d_sums.fill(f32::NAN);
+                workspace.d_queries.fill(f32::NAN);
+                workspace.d_documents.fill(f32::NAN);
                 let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
                 assert!(finite && sum.targets == PAIRS as u64);
                 let loss = sum.loss / PAIRS as f64;
@@ -303,7 +301,8 @@ mod tests {
                 let mut found = vec![0.0; parameters.len()];
                 for (index, &id) in workspace.distinct().ids().iter().enumerate() {
                     let (mut gradient, id) = ([0.0; DIM], id as usize);
-                    workspace.gradient_of(index, 0..DIM, &mut gradient);
+                    let (d_sums, texts) = workspace.gradient_of(index);
+                    gathered_sum(&mut gradient, d_sums, texts, None);
                     let weight = encoder.token_weights().map_or(1.0, |weights| weights[id]);
                     for (column, &value) in gradient.iter().enumerate() {
                         found[encoder.vectors.range().start + id * DIM + column] = weight * value;
@@ -317,6 +316,33 @@ mod tests {
                     assert!((found - expected).abs() < 1e-5, "{case}, {set:?}, {place}: {found} for {expected}");
                 }
             });
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_overflows_is_told_though_the_loss_is_finite() {
+        let shape = PairEncoderConfig { vocabulary_size: VOCABULARY, dim: DIM, token_weights: false };
+        // Of document i the one token is PAIRS + i.
+        let rows: TokenRows = (0..2 * PAIRS as u32).map(|token| vec![token]).collect();
+        let batch = PairBatch::new(rows, 0).unwrap();
+        for matryoshka in [vec![], vec![2]] {
+            for (short, finite) in [(1.0, true), (1e-10, false)] {
+                let config = PairTrainingConfig {
+                    batch_size: PAIRS,
+                    max_tokens: 4,
+                    temperature: 1e-30,
+                    matryoshka: matryoshka.clone(),
+                    ..Default::default()
+                };
+                let mut encoder = PairEncoder::new(shape.clone(), 3).unwrap();
+                encoder.parameters.values_mut()[PAIRS * DIM..].iter_mut().for_each(|value| *value *= short);
+                let mut workspace = PairWorkspace::new(&encoder, &config);
+                let (sum, found) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
+                assert!(
+                    sum.loss.is_finite() && sum.correct < sum.targets && found == finite,
+                    "{matryoshka:?}, {short}: {sum:?}, {found}"
+                );
+            }
         }
     }
 }
