@@ -2,14 +2,17 @@
 """Runs PyTorch and cllm in turn on the same workloads, and prints the ratios of their speeds and peak memories.
 
     python3 benches/compare_torch.py PYTHON SCRIPT [--workloads W1 W2] [--rounds 5] [--modes eager compile]
+        [--preload LIBRARY ...]
 
 PYTHON is an interpreter that has PyTorch; SCRIPT takes a workload, `--threads N` and the flags below, and prints a JSON
 object with `tokens_per_s` and `peak_rss_mb` as its last line. cllm's side is `examples/throughput.rs`, built here. In
 each round every contestant runs once on each workload, each in a process of its own, so that a machine that is slower
-for a while is slower for all; a ratio is the median of the rounds' ratios.
+for a while is slower for all; a ratio is the median of the rounds' ratios. `--preload` names libraries that PyTorch's
+processes load first, such as another allocator; cllm's do not.
 """
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"])
 parser.add_argument("--modes", nargs="+", choices=FLAGS, default=["eager"])
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--workers", type=int, default=2)
+parser.add_argument("--preload", nargs="+", default=[], metavar="LIBRARY")
 parser.add_argument("--steps", type=int, help="timed steps of each run; each side's own number without")
 arguments = parser.parse_args()
 
@@ -39,9 +43,10 @@ def build():
     return next(message["executable"] for message in built if message.get("executable"))
 
 
-def run(command):
-    """The JSON object of the last line that `command` prints."""
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def run(command, preload=()):
+    """The JSON object of the last line that `command` prints, run with the libraries `preload` loaded first."""
+    environment = os.environ | ({"LD_PRELOAD": " ".join(preload)} if preload else {})
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -59,7 +64,8 @@ for mode in arguments.modes:
 results = {(name, workload): [] for workload in arguments.workloads for name in contestants}
 for _ in range(arguments.rounds):
     for name, workload in results:
-        results[name, workload].append(run(contestants[name](workload)))
+        preload = [] if name == "cllm" else arguments.preload
+        results[name, workload].append(run(contestants[name](workload), preload))
 
 print(f"{workers} threads, medians of {arguments.rounds} rounds; ratios are cllm's over PyTorch's of the same round\n")
 print("| workload | peer | PyTorch tokens/s | cllm tokens/s | ratio (least, most) | PyTorch MB | cllm MB | share |")

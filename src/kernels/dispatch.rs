@@ -332,33 +332,37 @@ pub(crate) fn detected() -> InstructionSet {
 
 /// Asks the processor to bring a slice into its second-level cache, ahead of its use.
 #[inline]
-#[allow(unsafe_code)]
 pub(crate) fn prefetch<X>(slice: &[X]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let start = slice.as_ptr().cast::<i8>();
-        for offset in (0..size_of_val(slice)).step_by(64) {
-            // SAFETY: a prefetch reads nothing the program sees and faults nowhere; SSE is part of x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
-        }
+    let start = slice.as_ptr().cast::<u8>();
+    for offset in (0..size_of_val(slice)).step_by(64) {
+        prefetch_line(start.wrapping_add(offset).cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
 
-/// Asks the processor to bring the cache line of `at` into its first-level cache, to be written.
-#[inline(always)]
-#[allow(unsafe_code)]
-pub(crate) fn prefetch_for_write(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: as for `prefetch`.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
+/// Defines functions that ask the processor for the cache line of an address, which may be any, under an x86-64 hint.
+macro_rules! line_prefetch {
+    ($($(#[$attribute:meta])* $name:ident: $hint:ident;)+) => {$(
+        $(#[$attribute])*
+        #[inline(always)]
+        #[allow(unsafe_code)]
+        pub(crate) fn $name(at: *const f32) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch reads nothing the program sees and faults nowhere; SSE is part of x86-64.
+            unsafe {
+                x86::_mm_prefetch::<{ x86::$hint }>(at.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = at;
+        }
+    )+};
+}
+line_prefetch! {
+    /// Asks the processor to bring the cache line of `at` into its first-level cache.
+    prefetch_near: _MM_HINT_T0;
+    /// Asks the processor to bring the cache line of `at` into its second-level cache.
+    prefetch_line: _MM_HINT_T1;
+    /// Asks the processor to bring the cache line of `at` into its first-level cache, to be written.
+    prefetch_for_write: _MM_HINT_ET0;
 }
 
 /// Defines functions whose body is compiled for every instruction set and chosen at run time.

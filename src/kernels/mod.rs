@@ -5,6 +5,7 @@
 //! multiply-adds, but never on alignment or threads. Nothing here allocates.
 
 pub mod adamw;
+mod ahead;
 pub mod cross_entropy;
 pub(crate) mod dispatch;
 pub mod elementwise;

@@ -12,9 +12,10 @@ use std::cell::RefCell;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
+use super::ahead::Ahead;
 use super::dispatch::{InstructionSet, Target, instruction_set, kernel};
 use super::lanes::{LANES, Lanes};
-use super::tile::{Addend, Factor, Output, WIDEST, product};
+use super::tile::{Addend, Factor, Output, WIDEST, product_ahead};
 use super::transpose::transpose_square;
 use crate::params::AlignedBuffer;
 
@@ -26,8 +27,22 @@ const COLUMNS: usize = WIDEST * LANES;
 /// next, or in the buffer for strips.
 const ROWS: usize = 768;
 
+/// Columns of C that are finished before the next are begun.
+const GROUP: usize = 4 * COLUMNS;
+
+/// Up to so many rows of A are served by B where it lies, if its rows are contiguous: packing it would take a good part of
+/// their time.
+const FEW_ROWS: usize = 64;
+
+/// From so many rows of A on, the next panel is asked for while they pass by. With fewer it comes too fast, and holds up
+/// what they need themselves.
+const ROWS_AHEAD: usize = 192;
+
 /// Rows of the highest tile.
 const HIGHEST: usize = 12;
+
+/// Rows of a tile as wide as a panel.
+const LOWER: usize = 6;
 
 thread_local! {
     static PANEL: RefCell<Option<AlignedBuffer>> = const { RefCell::new(None) };
@@ -152,23 +167,50 @@ kernel! {
     /// [`packed_product`] on operands that were found to have (rows, inner, columns) = `shape`.
     fn blocks<T>(a: Factor, b: Factor, c: Output<'_>, shape: (usize, usize, usize), panel: &mut [f32]) {
         let (rows, inner, columns) = shape;
+        let part = |p: usize, column: usize| (INNER.min(inner - p), COLUMNS.min(columns - column));
         let itself = [Addend { start: c.start, row_stride: c.row_stride }];
         for row in (0..rows).step_by(ROWS) {
-            // An inner dimension of 0 has a block too, which writes what is to be added.
-            for p in (0..inner.max(1)).step_by(INNER) {
-                let (rows, inner) = (ROWS.min(rows - row), INNER.min(inner - p));
+            let rows = ROWS.min(rows - row);
+            let mut panels = panels(inner, columns).peekable();
+            while let Some((p, column)) = panels.next() {
                 let c = if p == 0 { c } else { Output { addends: &itself, ..c } };
-                for column in (0..columns).step_by(COLUMNS) {
-                    let width = COLUMNS.min(columns - column);
-                    // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one.
-                    unsafe {
-                        pack::<T>(b.from(p, column), (inner, width), panel);
-                        multiply::<T>(a.from(row, p), panel, c.from(row, column), (rows, inner, width));
-                    }
+                let (inner_here, width) = part(p, column);
+                // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one.
+                unsafe {
+                    let mut ahead = match panels.peek() {
+                        Some(&(p, column)) if rows >= ROWS_AHEAD => {
+                            Ahead::of(b.from(p, column), part(p, column), rows / LOWER)
+                        }
+                        _ => Ahead::NONE,
+                    };
+                    let b = b.from(p, column);
+                    let is_ready = rows <= FEW_ROWS && b.column_stride == 1 && width.is_multiple_of(LANES);
+                    let b = if is_ready {
+                        (b.start, b.row_stride)
+                    } else {
+                        pack::<T>(b, (inner_here, width), panel);
+                        (panel.as_ptr(), width.next_multiple_of(LANES))
+                    };
+                    let shape = (rows, inner_here, width);
+                    multiply::<T>(a.from(row, p), b, c.from(row, column), shape, &mut ahead);
                 }
             }
         }
     }
+}
+
+/// Where the panels of B begin, by row and column, in the order in which they are used: those of some columns of C, then
+/// of the next, so that C stays in the cache while sums are added to it.
+///
+/// An inner dimension of 0 has a panel for its columns too, where what is to be added is written.
+#[inline(always)]
+fn panels(inner: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..columns).step_by(GROUP).flat_map(move |group| {
+        let columns = group..columns.min(group + GROUP);
+        (0..inner.max(1))
+            .step_by(INNER)
+            .flat_map(move |p| columns.clone().step_by(COLUMNS).map(move |column| (p, column)))
+    })
 }
 
 /// Writes rows × width elements of `b` to `panel`, rows of a multiple of 16 floats, the last ones zeros.
@@ -217,20 +259,26 @@ unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut 
     }
 }
 
-/// C ← A·B + addends, with B packed and (rows, inner, width) = `shape`.
+/// C ← A·B + addends, with (rows, inner, width) = `shape`, and `b` the start of B and the distance between its rows;
+/// each tile advances `ahead`.
 ///
 /// # Safety
-/// `a` and the addends have these elements to read, and `c` to write; nobody else has access to those of `c`.
+/// `a`, `b` and the addends have these elements to read, the rows of `b` up to a multiple of 16, and `c` to write; nobody
+/// else has access to those of `c`.
 #[inline(always)]
-unsafe fn multiply<T: Target>(a: Factor, panel: &[f32], c: Output<'_>, (rows, inner, width): (usize, usize, usize)) {
-    let padded = width.next_multiple_of(LANES);
+unsafe fn multiply<T: Target>(
+    a: Factor,
+    (b, b_stride): (*const f32, usize),
+    c: Output<'_>,
+    (rows, inner, width): (usize, usize, usize),
+    ahead: &mut Ahead,
+) {
     let full = width / LANES;
-    let b = panel.as_ptr();
-    // SAFETY: the panel has `inner` rows of `padded` floats; whole sixteens of C's columns are written in place, the
-    // columns after them by way of a tile that has room for sixteen.
+    // SAFETY: whole sixteens of C's columns are written in place, the columns after them by way of a tile that has room
+    // for sixteen.
     unsafe {
-        product::<T>(a, (b, padded), c, (rows, inner, full));
-        if padded == width {
+        product_ahead::<T>(a, (b, b_stride), c, (rows, inner, full), ahead);
+        if width.is_multiple_of(LANES) {
             return;
         }
         let mut tile = [[0.0; LANES]; HIGHEST];
@@ -238,7 +286,7 @@ unsafe fn multiply<T: Target>(a: Factor, panel: &[f32], c: Output<'_>, (rows, in
             let count = HIGHEST.min(rows - row);
             let into =
                 Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0), is_far: false };
-            product::<T>(a.from(row, 0), (b.add(full * LANES), padded), into, (count, inner, 1));
+            product_ahead::<T>(a.from(row, 0), (b.add(full * LANES), b_stride), into, (count, inner, 1), ahead);
             for (i, sums) in tile[..count].iter().enumerate() {
                 for (column, &sum) in (full * LANES..width).zip(sums) {
                     let added: f32 = c.added(row + i, column).map(|from| *from).sum();
@@ -264,9 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn panels_finish_a_group_of_columns_before_the_next() {
+        let found: Vec<_> = panels(2 * INNER, GROUP + 1).collect();
+        let mut expected: Vec<_> =
+            [0, INNER].into_iter().flat_map(|p| (0..GROUP).step_by(COLUMNS).map(move |column| (p, column))).collect();
+        expected.extend([(0, GROUP), (INNER, GROUP)]);
+        assert_eq!(found, expected);
+        assert_eq!(panels(0, 1).collect::<Vec<_>>(), [(0, 0)]);
+    }
+
+    #[test]
     fn agrees_with_f64_sums_in_every_layout_and_start() {
-        // Beyond a panel's rows and columns, beyond the rows that share one, and with every remainder of a tile.
-        let shapes = [(1, 1, 1), (2, 17, 16), (7, 64, 33), (13, 65, 270), (18, 200, 40), (775, 20, 17), (3, 5, 0)];
+        // Beyond a panel's rows and columns, beyond the rows that share one, beyond a group of columns, and with every
+        // remainder of a tile.
+        let shapes = [
+            (1, 1, 1),
+            (2, 17, 16),
+            (7, 64, 33),
+            (13, 65, 270),
+            (18, 200, 40),
+            (775, 20, 17),
+            (3, 5, 0),
+            (193, 321, 258),
+        ];
         for (m, n, k) in shapes {
             let (a, b) = (random(m, k, 0), random(k, n, 1));
             let sums = Array2::from_shape_fn((m, n), |(i, j)| {

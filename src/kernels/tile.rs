@@ -9,7 +9,8 @@
 //! another thread may be writing to what lies between its rows.
 #![allow(unsafe_code)]
 
-use super::dispatch::{Target, prefetch_for_write};
+use super::ahead::Ahead;
+use super::dispatch::{Target, prefetch_for_write, prefetch_near};
 use super::lanes::{LANES, Lanes};
 
 /// Sixteens of columns in the widest tile.
@@ -50,7 +51,7 @@ pub(super) struct Output<'a> {
     pub addends: &'a [Addend],
     /// The row and the column of the addends that belong to `start`.
     pub at: (usize, usize),
-    /// Whether it may lie outside of the caches when it is written.
+    /// Whether it and a matrix to add may lie outside of the caches.
     pub is_far: bool,
 }
 
@@ -94,9 +95,9 @@ macro_rules! unroll {
 ///
 /// # Safety
 /// `a` has ROWS × `inner` elements to read, `b` `inner` rows of SIXTEENS·16 floats, and `c` and its addends ROWS such rows;
-/// nobody else has access to those of `c`.
+/// nobody else has access to those of `c`. IS_TRANSPOSED, which says that the columns of `a` are contiguous, may be anything.
 #[inline(always)]
-unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize>(
+unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize, const IS_TRANSPOSED: bool>(
     a: Factor,
     (b, b_stride): (*const f32, usize),
     c: Output<'_>,
@@ -109,12 +110,24 @@ unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize>(
                 prefetch_for_write(c.start.wrapping_add(row * c.row_stride + sixteen * LANES));
             });
         });
+        if let [_, matrix] = c.addends {
+            let from = matrix.start.wrapping_add(c.at.0 * matrix.row_stride + c.at.1);
+            unroll!(ROWS, row, {
+                unroll!(SIXTEENS, sixteen, {
+                    prefetch_near(from.wrapping_add(row * matrix.row_stride + sixteen * LANES));
+                });
+            });
+        }
     }
     for p in 0..inner {
         // SAFETY: p is below `inner`, and the indices below ROWS and SIXTEENS: the caller vouches for what they address.
         unsafe {
             let a_column = a.start.add(p * a.column_stride);
             let b_row = b.add(p * b_stride).cast::<Lanes>();
+            if IS_TRANSPOSED {
+                // Every step reads another line, which serves the next tiles too; the lines after these are new.
+                prefetch_near(a_column.wrapping_add(2 * LANES));
+            }
             unroll!(ROWS, row, {
                 let factor = T::splat(*a_column.add(row * a.row_stride));
                 unroll!(SIXTEENS, sixteen, {
@@ -154,32 +167,38 @@ unsafe fn columns<T: Target, const SIXTEENS: usize>(
     b: (*const f32, usize),
     c: Output<'_>,
     (rows, inner): (usize, usize),
+    ahead: &mut Ahead,
 ) {
     let mut row = 0;
     while row < rows {
+        ahead.advance();
         // SAFETY: the rows from `row` on are at least as many as the tile has.
         unsafe {
             let (a, c) = (a.from(row, 0), c.from(row, 0));
             row += match rows - row {
                 // Two vectors of columns alone are too few sums to hide the latency of an addition.
                 12.. if T::WIDE && SIXTEENS <= 2 => {
-                    tile::<T, 12, SIXTEENS>(a, b, c, inner);
+                    tile::<T, 12, SIXTEENS, false>(a, b, c, inner);
                     12
                 }
+                6.. if a.row_stride == 1 && c.is_far => {
+                    tile::<T, 6, SIXTEENS, true>(a, b, c, inner);
+                    6
+                }
                 6.. => {
-                    tile::<T, 6, SIXTEENS>(a, b, c, inner);
+                    tile::<T, 6, SIXTEENS, false>(a, b, c, inner);
                     6
                 }
                 4.. => {
-                    tile::<T, 4, SIXTEENS>(a, b, c, inner);
+                    tile::<T, 4, SIXTEENS, false>(a, b, c, inner);
                     4
                 }
                 2.. => {
-                    tile::<T, 2, SIXTEENS>(a, b, c, inner);
+                    tile::<T, 2, SIXTEENS, false>(a, b, c, inner);
                     2
                 }
                 _ => {
-                    tile::<T, 1, SIXTEENS>(a, b, c, inner);
+                    tile::<T, 1, SIXTEENS, false>(a, b, c, inner);
                     1
                 }
             };
@@ -194,9 +213,26 @@ unsafe fn columns<T: Target, const SIXTEENS: usize>(
 #[inline(always)]
 pub(super) unsafe fn product<T: Target>(
     a: Factor,
+    b: (*const f32, usize),
+    c: Output<'_>,
+    shape: (usize, usize, usize),
+) {
+    let mut nothing = Ahead::NONE;
+    // SAFETY: the caller vouches for the same.
+    unsafe { product_ahead::<T>(a, b, c, shape, &mut nothing) };
+}
+
+/// As [`product`]; each tile advances `ahead`.
+///
+/// # Safety
+/// As for [`product`].
+#[inline(always)]
+pub(super) unsafe fn product_ahead<T: Target>(
+    a: Factor,
     (b, b_stride): (*const f32, usize),
     c: Output<'_>,
     (rows, inner, sixteens): (usize, usize, usize),
+    ahead: &mut Ahead,
 ) {
     let mut done = 0;
     while done < sixteens {
@@ -206,19 +242,19 @@ pub(super) unsafe fn product<T: Target>(
             let size = (rows, inner);
             done += match sixteens - done {
                 WIDEST.. if T::WIDE => {
-                    columns::<T, WIDEST>(a, b, c, size);
+                    columns::<T, WIDEST>(a, b, c, size, ahead);
                     WIDEST
                 }
                 3 if T::WIDE => {
-                    columns::<T, 3>(a, b, c, size);
+                    columns::<T, 3>(a, b, c, size, ahead);
                     3
                 }
                 2 if T::WIDE => {
-                    columns::<T, 2>(a, b, c, size);
+                    columns::<T, 2>(a, b, c, size, ahead);
                     2
                 }
                 _ => {
-                    columns::<T, 1>(a, b, c, size);
+                    columns::<T, 1>(a, b, c, size, ahead);
                     1
                 }
             };
