@@ -25,7 +25,7 @@ const ABSENT: u32 = u32::MAX;
 /// ```
 #[derive(Clone, Debug)]
 pub struct DistinctIds {
-    /// For each row of the table, the index of its id below: ABSENT outside of `find`.
+    /// For each row of the table, while `find` runs, how often its id comes and then its next place; ABSENT otherwise.
     slots: Vec<u32>,
     capacity: usize,
     /// The batch's ids as they come.

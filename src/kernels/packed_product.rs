@@ -6,6 +6,9 @@
 //! high-performance matrix multiplication" (2008), but A is read where it lies: where the sides are some hundreds, packing
 //! A costs more than it gains, and that is what makes this faster there than a BLAS that is made for large matrices
 //! (`benches/products.rs`).
+//!
+//! Panels are worked off in groups of columns, so that a stretch of C is finished before the next is begun. While one panel
+//! is multiplied the next is asked for, unless A is short; where A has very few rows, B is not copied if it lies in rows.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -175,7 +178,8 @@ kernel! {
             while let Some((p, column)) = panels.next() {
                 let c = if p == 0 { c } else { Output { addends: &itself, ..c } };
                 let (inner_here, width) = part(p, column);
-                // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one.
+                // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one. The panel has
+                // room for a block of B; where B is read as it lies, its rows have whole sixteens.
                 unsafe {
                     let mut ahead = match panels.peek() {
                         Some(&(p, column)) if rows >= ROWS_AHEAD => {
@@ -286,7 +290,13 @@ unsafe fn multiply<T: Target>(
             let count = HIGHEST.min(rows - row);
             let into =
                 Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0), is_far: false };
-            product_ahead::<T>(a.from(row, 0), (b.add(full * LANES), b_stride), into, (count, inner, 1), ahead);
+            product_ahead::<T>(
+                a.from(row, 0),
+                (b.wrapping_add(full * LANES), b_stride),
+                into,
+                (count, inner, 1),
+                ahead,
+            );
             for (i, sums) in tile[..count].iter().enumerate() {
                 for (column, &sum) in (full * LANES..width).zip(sums) {
                     let added: f32 = c.added(row + i, column).map(|from| *from).sum();
@@ -333,6 +343,8 @@ mod tests {
             (18, 200, 40),
             (775, 20, 17),
             (3, 5, 0),
+            (20, 200, 0),
+            (193, 200, 0),
             (193, 321, 258),
         ];
         for (m, n, k) in shapes {

@@ -25,14 +25,10 @@ pub(super) struct Factor {
 }
 
 impl Factor {
-    /// The factor's part from `row` and `column` on.
-    ///
-    /// # Safety
-    /// The factor has that element.
+    /// The factor's part from `row` and `column` on, which is not read if it is empty.
     #[inline(always)]
-    pub unsafe fn from(self, row: usize, column: usize) -> Self {
-        // SAFETY: the element lies in the same memory, as the caller vouches.
-        Self { start: unsafe { self.start.add(row * self.row_stride + column * self.column_stride) }, ..self }
+    pub fn from(self, row: usize, column: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.row_stride + column * self.column_stride), ..self }
     }
 }
 
@@ -238,7 +234,7 @@ pub(super) unsafe fn product_ahead<T: Target>(
     while done < sixteens {
         // SAFETY: at least as many columns are left as are taken.
         unsafe {
-            let (b, c) = ((b.add(done * LANES), b_stride), c.from(0, done * LANES));
+            let (b, c) = ((b.wrapping_add(done * LANES), b_stride), c.from(0, done * LANES));
             let size = (rows, inner);
             done += match sixteens - done {
                 WIDEST.. if T::WIDE => {

@@ -6,8 +6,8 @@
 //! that of the documents' columns, −ln softmax(S₀ᵢ … S₍B₋₁₎ᵢ)ᵢ (Radford et al., "CLIP", 2021); hard negatives belong to no
 //! query and have no column of their own.
 //!
-//! The scores are taken as they are: divide them by the temperature as they are computed, and what their gradient is
-//! multiplied with once more. Documents that occur twice in a batch are negatives of each other's query.
+//! The scores are taken as they are: with queries of length 1/τ they are those of temperature τ, and products with their
+//! gradient need no further factor. Documents that occur twice in a batch are negatives of each other's query.
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 

@@ -45,7 +45,7 @@ pub(super) fn pool(
             let tokens = &ids[place..ends[number]];
             place = ends[number];
             gathered_sum(sum, table.vectors, tokens, table.weights);
-            let factor = bring_to_length(sum, length_of(number));
+            let factor = bring_to_length(sum, length_of(number), SHORTEST);
             if let Some(factors) = &mut factors {
                 factors[index] = factor;
             }
@@ -54,11 +54,11 @@ pub(super) fn pool(
     for_rows(parallelism, texts.len(), (Numbers(0..texts.len()), vectors, factors), &work);
 }
 
-/// x ← ℓ·x/‖x‖, or 0 where x is too short; returns the factor.
-fn bring_to_length(x: &mut [f32], length: f32) -> f32 {
+/// x ← ℓ·x/‖x‖, or 0 where x is shorter than `shortest`; returns the factor.
+fn bring_to_length(x: &mut [f32], length: f32, shortest: f64) -> f32 {
     let former = squared_norm(x).sqrt();
     // A length that is not a number passes, so that the loss tells.
-    let factor = if former < SHORTEST { 0.0 } else { (f64::from(length) / former) as f32 };
+    let factor = if former < shortest { 0.0 } else { (f64::from(length) / former) as f32 };
     scale(x, factor);
     factor
 }
@@ -110,7 +110,8 @@ pub(super) fn take_prefixes(
         for ((((number, vector), mut prefix), factor), prefix_factor) in rows.zip(factors).zip(prefix_factors) {
             let prefix = prefix.as_slice_mut().expect("rows of prefixes are contiguous");
             prefix.copy_from_slice(&slice(&vector)[..prefix.len()]);
-            *prefix_factor = factor * bring_to_length(prefix, length_of(number));
+            let length = length_of(number);
+            *prefix_factor = factor * bring_to_length(prefix, length, SHORTEST * f64::from(length));
         }
     });
 }

@@ -43,7 +43,8 @@ impl PairEncoder {
                     continue;
                 };
                 // A text's sum has the vector times its weight.
-                let of_vector = AdamwStep { gradient_scale: weights.0[[row, 0]].into(), ..step };
+                let weight = f64::from(weights.0[[row, 0]]);
+                let of_vector = AdamwStep { gradient_scale: weight * step.gradient_scale, ..step };
                 let d_weight = update_row_gathered(&mut vectors, row, gradient, &of_vector);
                 update_row(weights, row, &[d_weight], &AdamwStep { weight_decay: 0.0, ..step });
             }

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
     use crate::config::PairEncoderConfig;
     use crate::data::TokenRows;
-    use crate::kernels::dispatch::under_every_instruction_set;
+    use crate::kernels::dispatch::{InstructionSet, under_every_instruction_set};
     use crate::kernels::gathered::gathered_sum;
     use crate::kernels::testing::{numerical_gradient, wide};
     use crate::rng::{Purpose, Stream};
@@ -293,7 +293,8 @@ mod tests {
                 }
                 workspace.d_queries.fill(f32::NAN);
                 workspace.d_documents.fill(f32::NAN);
-                let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
+                let parallelism = Parallelism::workers(if set == InstructionSet::Portable { 1 } else { 3 });
+                let (sum, finite) = workspace.loss_and_gradient(&encoder, &batch, parallelism);
                 assert!(finite && sum.targets == PAIRS as u64);
                 let loss = sum.loss / PAIRS as f64;
                 assert!((loss - expected_loss).abs() < 1e-5, "{case}, {set:?}: {loss} for {expected_loss}");
@@ -325,7 +326,8 @@ mod tests {
         // Of document i the one token is PAIRS + i.
         let rows: TokenRows = (0..2 * PAIRS as u32).map(|token| vec![token]).collect();
         let batch = PairBatch::new(rows, 0).unwrap();
-        for matryoshka in [vec![], vec![2]] {
+        // Of all values of documents, or of the first two alone.
+        for (matryoshka, columns) in [(vec![], DIM), (vec![2], DIM), (vec![2], 2)] {
             for (short, finite) in [(1.0, true), (1e-10, false)] {
                 let config = PairTrainingConfig {
                     batch_size: PAIRS,
@@ -335,12 +337,14 @@ mod tests {
                     ..Default::default()
                 };
                 let mut encoder = PairEncoder::new(shape.clone(), 3).unwrap();
-                encoder.parameters.values_mut()[PAIRS * DIM..].iter_mut().for_each(|value| *value *= short);
+                for vector in encoder.parameters.slice_mut(encoder.vectors)[PAIRS * DIM..].chunks_exact_mut(DIM) {
+                    vector[..columns].iter_mut().for_each(|value| *value *= short);
+                }
                 let mut workspace = PairWorkspace::new(&encoder, &config);
                 let (sum, found) = workspace.loss_and_gradient(&encoder, &batch, Parallelism::SEQUENTIAL);
                 assert!(
                     sum.loss.is_finite() && sum.correct < sum.targets && found == finite,
-                    "{matryoshka:?}, {short}: {sum:?}, {found}"
+                    "{matryoshka:?}, {columns}, {short}: {sum:?}, {found}"
                 );
             }
         }
