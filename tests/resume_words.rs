@@ -31,7 +31,8 @@ fn corpus(folder: &Path, lines: u64) -> TextFiles {
 }
 
 fn config() -> WordTrainingConfig {
-    WordTrainingConfig { dim: 12, sample: 1e-2, epochs: 3, learning_rate: 0.05, ..Default::default() }
+    // Blocks so small that several workers compute two in a round.
+    WordTrainingConfig { dim: 12, block: 8, sample: 1e-2, epochs: 3, learning_rate: 0.05, ..Default::default() }
 }
 
 fn trainer(corpus: &TextFiles, config: &WordTrainingConfig) -> WordTrainer {

@@ -20,13 +20,13 @@ pub enum WordObjective {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerMode {
-    /// In rounds: every worker computes the gradients of two blocks at the same tables, then all updates are made, those
+    /// In rounds: every worker computes the gradients of one or two blocks at the same tables, then all updates are made, those
     /// of a row that several workers have by one of them in the workers' order. The same bits for a given number of
     /// workers, build and machine. Workers wait for each other twice a round, so one that is held up holds up all.
     Deterministic,
     /// Every worker reads and updates the tables as it goes, element by element through relaxed atomics (Recht et al.,
-    /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost, and no two runs
-    /// have the same bits. No worker waits for another: with two, a tenth faster than rounds.
+    /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost, and with several
+    /// workers runs need not have the same bits. No worker waits for another, which is usually faster than rounds.
     Async,
 }
 

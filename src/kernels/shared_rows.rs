@@ -64,6 +64,8 @@ kernel! {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use crate::kernels::dispatch::under_every_instruction_set;
     use crate::kernels::elementwise::{add_assign, axpy};
@@ -101,18 +103,23 @@ mod tests {
             let mut memory = vec![first; 117];
             let row = &as_atomics(&mut memory)[1..];
             let steps = [second - first, first - second].map(|step| vec![step; row.len()]);
+            let stop = AtomicBool::new(false);
             std::thread::scope(|scope| {
-                let writer = scope.spawn(|| {
-                    for _ in 0..2000 {
-                        steps.iter().for_each(|step| update_shared(row, 1.0, step));
-                    }
+                // The choice of instructions is a thread's own.
+                scope.spawn(|| {
+                    under_every_instruction_set(|own| {
+                        while own == set && !stop.load(Ordering::Relaxed) {
+                            steps.iter().for_each(|step| update_shared(row, 1.0, step));
+                        }
+                    });
                 });
-                let mut seen = vec![0.0; row.len()];
-                while !writer.is_finished() {
+                let (mut seen, mut mixture) = (vec![0.0; row.len()], None);
+                for _ in 0..50_000 {
                     read_shared(row, &mut seen);
-                    let mixture = seen.iter().find(|value| !values.contains(value));
-                    assert_eq!(mixture, None, "{set:?}");
+                    mixture = mixture.or(seen.iter().copied().find(|value| !values.contains(value)));
                 }
+                stop.store(true, Ordering::Relaxed);
+                assert_eq!(mixture, None, "{set:?}");
             });
         });
     }

@@ -27,7 +27,11 @@ fn update(workers: &[WordWorker<'_>], part: Range<usize>, tables: [Racing<'_>; 2
         rayon::join(|| update(workers, part.start..middle, tables), || update(workers, middle..part.end, tables));
         return;
     }
-    let (index, [input, output]) = (part.start, tables);
+    update_of(workers, part.start, tables);
+}
+
+/// The updates of the round that worker `index` makes.
+fn update_of(workers: &[WordWorker<'_>], index: usize, [input, output]: [Racing<'_>; 2]) {
     let contested = RowSet::in_several(workers.iter().map(|worker| &worker.rows));
     for (owner, worker) in workers.iter().enumerate() {
         worker.for_each_update(|table, row, factor, gradient| {
@@ -79,7 +83,15 @@ mod tests {
             let (mut contested, mut alone) = (0, 0);
             for round in 0..20 {
                 let mut expected = [input.to_vec(), output.to_vec()];
-                deterministic_round(&mut workers, input, output, config.dim);
+                if round % 2 == 0 {
+                    deterministic_round(&mut workers, input, output, config.dim);
+                } else {
+                    // The last worker is the first to come.
+                    workers.iter_mut().for_each(|worker| worker.compute(input, output));
+                    let racing = |table| Racing { values: as_atomics(table), dim: config.dim };
+                    let tables = [racing(&mut *input), racing(&mut *output)];
+                    (0..3).rev().for_each(|index| update_of(&workers, index, tables));
+                }
                 let several = RowSet::in_several(workers.iter().map(|worker| &worker.rows));
                 for worker in &workers {
                     worker.for_each_update(|table, row, factor, gradient| {
@@ -93,5 +105,40 @@ mod tests {
             }
             assert!(contested > 1000 && alone > 100, "{objective:?}: {contested} contested, {alone} not");
         }
+    }
+
+    #[test]
+    fn a_round_has_the_updates_of_two_blocks_at_the_same_tables() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text()).unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let config = WordTrainingConfig { workers: 2, dim: 20, block: 4, epochs: 1, sample: 0.0, ..Default::default() };
+        let mut model = SkipGram::new(&vocabulary, &config).unwrap();
+        let (input, output) = model.tables_mut();
+        output.fill(0.1);
+        let two = Shared::new(&vocabulary, &config, None, &corpus);
+        let one = Shared { blocks: 1, ..Shared::new(&vocabulary, &config, None, &corpus) };
+        assert_eq!(two.blocks, 2);
+        let (mut by_two, mut by_one) = (WordWorker::new(&two, 1), WordWorker::new(&one, 1));
+        let add = |updates: &mut Vec<(TableName, u32, f32, Vec<f32>)>, worker: &WordWorker<'_>| {
+            worker
+                .for_each_update(|table, row, factor, gradient| updates.push((table, row, factor, gradient.to_vec())));
+        };
+        let mut rounds = 0;
+        while !by_one.finished() {
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            by_two.compute(input, output);
+            add(&mut found, &by_two);
+            for _ in 0..2 {
+                by_one.compute(input, output);
+                add(&mut expected, &by_one);
+            }
+            assert!(found == expected, "round {rounds}");
+            rounds += 1;
+        }
+        by_two.compute(input, output);
+        by_two.for_each_update(|_, row, _, _| panic!("an update of row {row} after the end"));
+        assert!(by_two.finished() && rounds > 100, "{rounds}");
     }
 }

@@ -48,8 +48,8 @@ const BLOCKS: usize = 2;
 /// The block size, lowered where few words make up the text, and the blocks of a worker in a round.
 ///
 /// The updates of a round are made at tables that do not know of each other. With Σ p² the probability that two words of
-/// the text are the same, a word meets block·blocks·workers·Σ p² further updates of its own row; from about 2 on they
-/// overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
+/// the text are the same and B the words of a worker's blocks, a word meets B·workers·Σ p² further updates of its own row;
+/// from about 2 on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
 ///
 /// With subwords, an update of word v moves word w by the share of w's rows that are v's too, and the expected share takes
 /// the place of Σ p².

@@ -1,4 +1,4 @@
-//! A worker of word embedding training: its part of the text, its block, and its share of the updates.
+//! A worker of word embedding training: its part of the text, and the gradients of its blocks.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
