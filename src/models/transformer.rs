@@ -15,7 +15,7 @@ use std::path::Path;
 
 use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
 
-pub(crate) use backward::{backward_encode, clear_added, loss_and_gradients};
+pub(crate) use backward::{GradientOutput, backward_encode, clear_added, loss_and_gradients};
 pub(crate) use forward::{Pass, encode, forward};
 pub(crate) use parameters::{NormIds, TransformerIds, add_encoder, layout};
 pub(crate) use workspace::{Rooms, Workspace, first};

@@ -5,4 +5,4 @@ pub mod schedule;
 mod state;
 
 pub use schedule::LearningRate;
-pub(crate) use state::{CHUNK, OptimizerState};
+pub(crate) use state::OptimizerState;

@@ -5,10 +5,7 @@ use rayon::prelude::*;
 use crate::config::{Optimizer, TrainingConfig};
 use crate::kernels::adamw::{AdamwStep, adamw};
 use crate::kernels::sgd::{SgdStep, moving_average, sgd_momentum};
-use crate::params::{ParameterLayout, ParameterStore};
-
-/// Floats that one worker takes at a time in passes over all parameters: 64 KiB a buffer.
-pub(crate) const CHUNK: usize = 1 << 14;
+use crate::params::{CHUNK, ParameterLayout, ParameterStore};
 
 /// Moments and averages of every parameter.
 #[derive(Clone, Debug)]

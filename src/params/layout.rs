@@ -40,6 +40,12 @@ impl ParameterId {
         self.start..self.start + self.rows * self.columns
     }
 
+    /// Where some of its rows lie in a flat buffer.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Range<usize> {
+        debug_assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        self.start + rows.start * self.columns..self.start + rows.end * self.columns
+    }
+
     /// Its position in the layout's order.
     #[must_use]
     pub fn index(self) -> usize {

@@ -11,17 +11,11 @@ use crate::config::TrainingConfig;
 use crate::data::{Batch, SequenceSource};
 use crate::layers::dropout::Masks;
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::memory::Room;
 use crate::models::transformer::{Transformer, check_tokens};
-use crate::optim::{CHUNK, LearningRate, OptimizerState};
+use crate::optim::{LearningRate, OptimizerState};
 use crate::parallel::for_each_indexed;
-use crate::params::{ParameterLayout, ParameterStore};
+use crate::params::ParameterStore;
 use crate::{Error, Result};
-
-/// A place for the norm of each chunk of the gradient.
-pub(super) fn norms(room: &Room, layout: &ParameterLayout) -> Vec<f64> {
-    room.vector(layout.buffer_length().div_ceil(CHUNK))
-}
 
 /// Everything of a trainer but its threads.
 #[derive(Debug)]
@@ -31,7 +25,6 @@ pub(super) struct Engine {
     pub learning_rate: LearningRate,
     pub optimizer: OptimizerState,
     pub shards: Vec<Shard>,
-    pub norms: Vec<f64>,
     /// Steps made so far.
     pub steps: u64,
     /// Where evaluation gathers its windows.
@@ -48,7 +41,6 @@ impl Engine {
             learning_rate: LearningRate::new(&config, config.max_steps.unwrap_or(u64::MAX)),
             optimizer: OptimizerState::new(layout, &config, model.parameters()),
             shards: Shard::all(model.config(), &config, layout),
-            norms: norms(&Room::default(), layout),
             steps: 0,
             evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
             saving: Saving::default(),
@@ -99,10 +91,11 @@ impl Engine {
         let mut start = 0;
         while start < batch.sequences() {
             let end = (start + self.config.batch_size).min(batch.sequences());
-            for_each_indexed(&mut self.shards, &|part, shard| shard.train(step, start..end, part, parts));
+            let is_last = end == batch.sequences();
+            for_each_indexed(&mut self.shards, &|part, shard| shard.train(step, start..end, (part, parts), is_last));
             start = end;
         }
-        let gradient_norm = reduce(&mut self.shards, &mut self.norms);
+        let gradient_norm = reduce(&mut self.shards);
         let sum = self.shards.iter().fold(LossSum::default(), |sum, shard| sum + shard.sum);
         let loss = sum.loss / targets as f64;
         self.check_finite(loss, gradient_norm)?;

@@ -1,6 +1,5 @@
 //! The memory of a trainer, known before it is built.
 
-use super::engine::norms;
 use super::shard::Shard;
 use super::trainer::check;
 use crate::Result;
@@ -62,7 +61,6 @@ impl MemoryPlan {
         let buffer = size_of::<f32>().saturating_mul(layout.buffer_length());
         let rooms = Rooms { activations: Room::measured(), scratch: Room::measured() };
         let shards = Shard::measure(&rooms, model, training, &layout);
-        norms(&rooms.scratch, &layout);
         let optimizer_buffers = OptimizerState::buffers(training);
         let snapshots = training.save_interval.is_some() || training.on_non_finite == OnNonFinite::RollBack;
         let evaluation_tokens = training.batch_size.saturating_mul(training.sequence_length);

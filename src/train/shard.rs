@@ -1,5 +1,7 @@
 //! One worker's share of a batch: a workspace and a gradient buffer of its own.
 
+use std::ops::Range;
+
 use ndarray::s;
 
 use crate::config::{Sharding, TrainingConfig, TransformerConfig};
@@ -7,9 +9,10 @@ use crate::data::Batch;
 use crate::layers::dropout::Masks;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::models::transformer::{Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
+use crate::memory::Room;
+use crate::models::transformer::{GradientOutput, Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
 use crate::parallel::{Parallelism, part_of};
-use crate::params::{ParameterLayout, ParameterStore};
+use crate::params::{ChunkNorms, ParameterLayout, ParameterStore};
 
 /// A model with more values than this has its operations split, since a second gradient buffer would cost more time to
 /// fill and add than split products lose.
@@ -64,6 +67,8 @@ pub(super) struct Shard {
     workspace: Workspace,
     parallelism: Parallelism,
     pub gradients: ParameterStore,
+    /// The norms of `gradients`, as far as they are known.
+    pub norms: ChunkNorms,
     /// Whether `gradients` holds anything of the current step.
     pub has_gradients: bool,
     /// The sums of the current step.
@@ -90,6 +95,7 @@ impl Shard {
                 workspace: workspace(&Rooms::default(), config, training, (shard, shards), parallelism),
                 parallelism,
                 gradients: ParameterStore::zeros(layout),
+                norms: ChunkNorms::within(&Room::default(), layout.buffer_length()),
                 has_gradients: false,
                 sum: LossSum::default(),
             })
@@ -105,18 +111,22 @@ impl Shard {
         layout: &ParameterLayout,
     ) -> usize {
         let (shards, parallelism) = split(training, layout);
-        (0..shards).for_each(|shard| drop(workspace(rooms, config, training, (shard, shards), parallelism)));
+        for shard in 0..shards {
+            workspace(rooms, config, training, (shard, shards), parallelism);
+            ChunkNorms::within(&rooms.scratch, layout.buffer_length());
+        }
         shards
     }
 
     /// Forgets the former step.
     pub fn begin(&mut self) {
         self.has_gradients = false;
+        self.norms.forget();
         self.sum = LossSum::default();
     }
 
-    /// Adds the loss and the gradient of part `part` of `parts` of the sequences `rows`.
-    pub fn train(&mut self, step: Step<'_>, rows: std::ops::Range<usize>, part: usize, parts: usize) {
+    /// Adds the loss and the gradient of part `part` of `parts` of the sequences `rows`, which are the step's last or not.
+    pub fn train(&mut self, step: Step<'_>, rows: Range<usize>, (part, parts): (usize, usize), is_last: bool) {
         let part = part_of(rows.len(), 1, part, parts);
         let rows = rows.start + part.start..rows.start + part.end;
         if rows.is_empty() {
@@ -129,6 +139,9 @@ impl Shard {
             parallelism: self.parallelism,
         };
         let write = if self.has_gradients { Write::Add } else { Write::Replace };
+        // Further rows and other shards change the gradient, and its norms.
+        let norms = (is_last && parts == 1).then_some(&mut self.norms);
+        let output = GradientOutput { values: &mut self.gradients, write, norms };
         let inputs = step.batch.inputs().slice_move(s![rows.clone(), ..]);
         let targets = step.batch.targets().slice_move(s![rows, ..]);
         let sum = loss_and_gradients(
@@ -136,7 +149,7 @@ impl Shard {
             &mut self.workspace,
             (inputs.to_slice().expect("a batch is contiguous"), targets.to_slice().expect("a batch is contiguous")),
             (step.loss, step.weight),
-            (&mut self.gradients, write),
+            output,
             pass,
         );
         self.sum = self.sum + sum;
@@ -149,7 +162,7 @@ impl Shard {
         model: Model<'_>,
         batch: &Batch,
         (loss, top_k): (CrossEntropy, usize),
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         (part, parts): (usize, usize),
     ) {
         let part = part_of(rows.len(), 1, part, parts);

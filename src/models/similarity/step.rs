@@ -7,7 +7,9 @@ use crate::kernels::reduce::all_finite;
 use crate::layers::embedding;
 use crate::linalg::Write;
 use crate::loss::log_similarity;
-use crate::models::transformer::{Model, Pass, backward_encode, check_tokens, clear_added, encode, first};
+use crate::models::transformer::{
+    GradientOutput, Model, Pass, backward_encode, check_tokens, clear_added, encode, first,
+};
 use crate::parallel::{Parallelism, for_rows};
 use crate::similarity::row_dots;
 use crate::{Error, Result};
@@ -169,7 +171,8 @@ impl SimilarityModel {
         clear_added(&model, gradients);
         let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
         first(&mut buffers.layer, pairs).assign(&batch.d_inputs.slice(rows));
-        backward_encode(&model, workspace, pairs, gradients, Write::Replace, pass);
+        let output = GradientOutput { values: gradients, write: Write::Replace, norms: None };
+        backward_encode(&model, workspace, pairs, output, pass);
         let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
         let d_embedded = buffers.residual.slice(rows);
         embedding::backward_positions(pass.sequence_length, d_embedded, gradients.matrix_mut(ids.positions));

@@ -1,5 +1,7 @@
 //! The backward pass: the forward's list reversed.
 
+use std::ops::Range;
+
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::Model;
@@ -11,24 +13,48 @@ use crate::layers::layer_norm::Statistics;
 use crate::layers::{attention, embedding, feed_forward, layer_norm, linear, slice_mut};
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::params::ParameterStore;
+use crate::params::{ChunkNorms, ParameterId, ParameterStore};
 
-/// Computes the loss of `targets` and, for `weight` times it, the gradient of every parameter, which replaces or is
-/// added to `gradients`.
+/// Floats of the token table whose gradient is finished at a time, before their norm is taken: 8 MiB, which the
+/// third-level cache keeps.
+const TABLE_PART: usize = 1 << 21;
+
+/// Rows of the token table that share the panels of a product, for each worker.
+const ROWS: usize = 768;
+
+/// Where the gradient of every parameter goes.
+pub(crate) struct GradientOutput<'a> {
+    pub values: &'a mut ParameterStore,
+    /// Whether it replaces what is there or is added to it.
+    pub write: Write,
+    /// Norms to take of what is written, if nothing is going to be added to it.
+    pub norms: Option<&'a mut ChunkNorms>,
+}
+
+impl GradientOutput<'_> {
+    /// The rows `rows` of the parameter `id` are written.
+    fn finished(&mut self, id: ParameterId, rows: Range<usize>) {
+        if let Some(norms) = &mut self.norms {
+            norms.take(self.values.values(), id.rows(rows));
+        }
+    }
+}
+
+/// Computes the loss of `targets` and, for `weight` times it, the gradient of every parameter.
 pub(crate) fn loss_and_gradients(
     model: &Model<'_>,
     workspace: &mut Workspace,
     (ids, targets): (&[u32], &[u32]),
     (loss, weight): (CrossEntropy, f32),
-    (gradients, write): (&mut ParameterStore, Write),
+    mut output: GradientOutput<'_>,
     pass: Pass,
 ) -> LossSum {
     forward(model, workspace, ids, pass);
-    if write == Write::Replace {
-        clear_added(model, gradients);
+    if output.write == Write::Replace {
+        clear_added(model, output.values);
     }
-    let sum = score(model, workspace, targets, (loss, weight), (gradients, write), pass);
-    backward(model, workspace, ids, gradients, write, pass);
+    let sum = score(model, workspace, targets, (loss, weight), &mut output, pass);
+    backward(model, workspace, ids, output, pass);
     sum
 }
 
@@ -49,13 +75,15 @@ fn score(
     workspace: &mut Workspace,
     targets: &[u32],
     (loss, weight): (CrossEntropy, f32),
-    (gradients, mut write): (&mut ParameterStore, Write),
+    output: &mut GradientOutput<'_>,
     pass: Pass,
 ) -> LossSum {
     let table = model.parameters.matrix(model.ids.tokens);
     let activation_gradients = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let chunk_rows = workspace.scores.nrows();
     let mut sum = LossSum::default();
+    let mut write = output.write;
+    let all = targets.len();
     for (chunk, targets) in targets.chunks(chunk_rows).enumerate() {
         let range = chunk * chunk_rows..chunk * chunk_rows + targets.len();
         let normalised = workspace.normalised.slice(s![range.clone(), ..]);
@@ -64,39 +92,46 @@ fn score(
         sum = sum + loss.replace_by_gradient(scores.view_mut(), targets, weight, pass.parallelism);
         let dnormalised = activation_gradients.layer.slice_mut(s![range, ..]);
         gemm(1.0, scores.view(), table, Write::Replace, dnormalised, pass.parallelism);
-        gemm(1.0, scores.t(), normalised, write, gradients.matrix_mut(model.ids.tokens), pass.parallelism);
+        let is_last = chunk * chunk_rows + targets.len() == all;
+        let part = (TABLE_PART / table.ncols()).next_multiple_of(ROWS * pass.parallelism.count());
+        for start in (0..table.nrows()).step_by(part) {
+            let rows = start..table.nrows().min(start + part);
+            let mut dtable = output.values.matrix_mut(model.ids.tokens);
+            let dtable = dtable.slice_mut(s![rows.clone(), ..]);
+            let dscores = scores.slice(s![.., rows.clone()]);
+            gemm(1.0, dscores.t(), normalised, write, dtable, pass.parallelism);
+            if is_last {
+                output.finished(model.ids.tokens, rows);
+            }
+        }
         write = Write::Add;
     }
     sum
 }
 
-fn backward(
-    model: &Model<'_>,
-    workspace: &mut Workspace,
-    ids: &[u32],
-    gradients: &mut ParameterStore,
-    write: Write,
-    pass: Pass,
-) {
-    backward_encode(model, workspace, ids.len(), gradients, write, pass);
+fn backward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32], output: GradientOutput<'_>, pass: Pass) {
+    let GradientOutput { values: gradients, mut norms, .. } =
+        backward_encode(model, workspace, ids.len(), output, pass);
     let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let mut dresidual = first(&mut buffers.residual, ids.len());
     pass.drop(Site::Embedding, model.config.embedding_dropout, model.config.dim, slice_mut(&mut dresidual));
     embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
+    if let Some(norms) = &mut norms {
+        ids.iter().for_each(|&id| norms.changes(model.ids.tokens.rows(id as usize..id as usize + 1)));
+    }
     let dpositions = gradients.matrix_mut(model.ids.positions);
     embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
 }
 
 /// The backward of [`encode`](super::encode): from the gradient of the final norm's output, `gradients.layer`, to that of
 /// the embedded input, `gradients.residual`.
-pub(crate) fn backward_encode(
+pub(crate) fn backward_encode<'a>(
     model: &Model<'_>,
     workspace: &mut Workspace,
     tokens: usize,
-    gradients: &mut ParameterStore,
-    write: Write,
+    output: GradientOutput<'a>,
     pass: Pass,
-) {
+) -> GradientOutput<'a> {
     let config = model.config;
     let rows = s![..tokens, ..];
     let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
@@ -104,7 +139,7 @@ pub(crate) fn backward_encode(
     let mut dlayer = first(&mut buffers.layer, tokens);
     let mut dqkv = first(&mut buffers.qkv, tokens);
     let mut dhidden = first(&mut buffers.hidden, tokens);
-    let mut layers = Layers { model, gradients, write, pass };
+    let mut layers = Layers { model, output, pass };
 
     dresidual.fill(0.0);
     let last = workspace.residual[config.layers].slice(rows);
@@ -135,22 +170,24 @@ pub(crate) fn backward_encode(
         let (input, statistics) = (workspace.residual[block].slice(rows), &activations.attention_norm);
         layers.norm(ids.attention_norm, input, statistics, dlayer.view(), dresidual.view_mut());
     }
+    layers.output
 }
 
 /// The backward of single layers, with what they all share.
-struct Layers<'a> {
-    model: &'a Model<'a>,
-    gradients: &'a mut ParameterStore,
-    write: Write,
+struct Layers<'m, 'a> {
+    model: &'m Model<'m>,
+    output: GradientOutput<'a>,
     pass: Pass,
 }
 
-impl Layers<'_> {
+impl Layers<'_, '_> {
     fn linear(&mut self, ids: LinearIds, x: ArrayView2<'_, f32>, dy: ArrayView2<'_, f32>, dx: ArrayViewMut2<'_, f32>) {
         let parallelism = self.pass.parallelism;
         linear::backward_input(dy, self.model.parameters.matrix(ids.weight), dx, parallelism);
-        linear::backward_bias(dy, self.gradients.slice_mut(ids.bias), self.write);
-        linear::backward_weight(x, dy, self.gradients.matrix_mut(ids.weight), self.write, parallelism);
+        let GradientOutput { values, write, .. } = &mut self.output;
+        linear::backward_bias(dy, values.slice_mut(ids.bias), *write);
+        linear::backward_weight(x, dy, values.matrix_mut(ids.weight), *write, parallelism);
+        self.output.finished(ids.weight, 0..x.ncols());
     }
 
     fn norm(
@@ -161,7 +198,7 @@ impl Layers<'_> {
         dy: ArrayView2<'_, f32>,
         dx: ArrayViewMut2<'_, f32>,
     ) {
-        let (dgain, dbias) = self.gradients.pair_mut(ids.gain, ids.bias);
+        let (dgain, dbias) = self.output.values.pair_mut(ids.gain, ids.bias);
         layer_norm::backward(x, statistics, self.model.parameters.slice(ids.gain), dy, dx, dgain, dbias);
     }
 
