@@ -31,7 +31,7 @@ fn corpus(folder: &Path, lines: u64) -> TextFiles {
 }
 
 fn config() -> WordTrainingConfig {
-    // Blocks so small that several workers compute two in a round.
+    // Small blocks make many rounds.
     WordTrainingConfig { dim: 12, block: 8, sample: 1e-2, epochs: 3, learning_rate: 0.05, ..Default::default() }
 }
 
@@ -282,7 +282,7 @@ fn a_lying_place_is_a_typed_error() {
     let words = to_the_end(&mut good, &text).unwrap().words;
     assert_eq!(with(&|_| ()).unwrap().words, words);
     for (path, value) in [
-        ("/block", u64::MAX),
+        ("/next_block", u64::MAX),
         ("/text/words", u64::MAX),
         ("/text/line", u64::from(u32::MAX)),
         ("/text/epoch", u64::MAX),

@@ -7,9 +7,8 @@ use crate::Result;
 
 /// What a trainer does when the loss or the gradient of a step is not finite.
 ///
-/// A step of [`WordTrainer`](crate::train::WordTrainer) is a round: one or two blocks of each worker. Whatever the policy, a
-/// block whose loss is not finite makes no update and ends the worker's round; its blocks before that one, and those of other
-/// workers, make theirs.
+/// A step of [`WordTrainer`](crate::train::WordTrainer) is a round: a block of each worker. Whatever the policy, a block
+/// whose loss is not finite makes no update; those of other workers make theirs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnNonFinite {

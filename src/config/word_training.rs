@@ -20,9 +20,10 @@ pub enum WordObjective {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerMode {
-    /// In rounds: every worker computes the gradients of one or two blocks at the same tables, then all updates are made, those
-    /// of a row that several workers have by one of them in the workers' order. The same bits for a given number of
-    /// workers, build and machine. Workers wait for each other twice a round, so one that is held up holds up all.
+    /// In rounds of a block a worker: a row that one worker's block alone has is updated by it at once, one that several
+    /// have when all have read it, by one of them in the workers' order. The same bits for a given number of workers,
+    /// build and machine. Workers wait for each other twice a round, so one that is held up holds up all; they keep their
+    /// processors meanwhile, of which there should be one for each.
     Deterministic,
     /// Every worker reads and updates the tables as it goes, element by element through relaxed atomics (Recht et al.,
     /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost, and with several

@@ -1,144 +1,382 @@
 //! Rounds of deterministic word embedding training.
 //!
-//! In a round every worker computes the gradients of a few blocks at the same tables, then all updates are made. A row that
-//! one worker alone has is updated by that worker, which has it and its gradient at hand in its cache. A row that several
-//! workers have is updated by one of them, for all, in the order of the workers. So each row takes its updates in an order
-//! that does not depend on who is faster, and no two threads write to one row.
+//! In a round every worker trains on a block. It is known beforehand which rows that reads and updates: a row that one
+//! worker alone has is updated by it at once, while it has the row and the gradient at hand. What is to be added to a row
+//! that several workers have is left pending until all have read it, and then one of them adds it for all, in the order of
+//! the workers. So each row is read and takes its updates in an order that does not depend on who is faster, and no two
+//! threads write to one row.
+//!
+//! Each worker runs all its rounds in one piece, and waits for the others at two places: before it makes pending updates,
+//! until all have computed theirs, and before its next block, until all are made. What needs no other worker is done
+//! between arriving and waiting: the text of the next block is read before the first, its windows are drawn before the
+//! second. So the faster worker waits only where it is ahead by more than that. Waiting is a loop that looks at a counter:
+//! a round takes some 20 µs, too little for a thread to sleep.
 
-use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
-use super::word_worker::WordWorker;
+use super::word_worker::{NO_PANIC, WordWorker};
 use crate::models::skip_gram::row_set::{RowSet, TableName};
 use crate::models::skip_gram::rows::Racing;
-use crate::parallel::for_each_indexed;
-use crate::params::as_atomics;
+use crate::models::skip_gram::update::Updates;
 
-/// Computes the blocks of a round on every worker, then makes all their updates.
-pub(super) fn deterministic_round(workers: &mut [WordWorker<'_>], input: &mut [f32], output: &mut [f32], dim: usize) {
-    for_each_indexed(workers, &|_, worker| worker.compute(input, output));
-    let tables = [input, output].map(|table| Racing { values: as_atomics(table), dim });
-    update(workers, 0..workers.len(), tables);
+/// Looks in vain after which a waiting thread lets others have its processor between two looks.
+const SPINS: u32 = 300;
+
+/// Looks after which it sleeps between two: somebody is kept from working, by other programs or by a callback.
+const YIELDS: u32 = 30_000;
+
+/// What the workers of a run of rounds know of each other.
+struct Meeting<'a> {
+    updates: Vec<Arc<RwLock<Updates<'a>>>>,
+    /// The rows of each worker's next block, in even and in odd rounds: a worker may be one round ahead of another that
+    /// still looks at the present one.
+    rows: Vec<[RwLock<RowSet>; 2]>,
+    /// Workers that have come so far, in all rounds.
+    trained: AtomicU64,
+    prepared: AtomicU64,
+    updated: AtomicU64,
+    /// Workers that have no block left.
+    ended: AtomicU64,
+    /// The first round that is not begun any more.
+    end: AtomicU64,
+    /// Whether a worker has panicked, so that waiting for it is in vain.
+    is_broken: AtomicBool,
 }
 
-/// The updates of the round that the workers in `part` make.
-fn update(workers: &[WordWorker<'_>], part: Range<usize>, tables: [Racing<'_>; 2]) {
-    if part.len() > 1 {
-        let middle = part.start + part.len() / 2;
-        rayon::join(|| update(workers, part.start..middle, tables), || update(workers, middle..part.end, tables));
-        return;
-    }
-    update_of(workers, part.start, tables);
-}
-
-/// The updates of the round that worker `index` makes.
-fn update_of(workers: &[WordWorker<'_>], index: usize, [input, output]: [Racing<'_>; 2]) {
-    let contested = RowSet::in_several(workers.iter().map(|worker| &worker.rows));
-    for (owner, worker) in workers.iter().enumerate() {
-        worker.for_each_update(|table, row, factor, gradient| {
-            let by = if contested.may_contain(table, row) { row as usize % workers.len() } else { owner };
-            if by == index {
-                match table {
-                    TableName::Input => input.add(row, factor, gradient),
-                    TableName::Output => output.add(row, factor, gradient),
-                }
+impl Meeting<'_> {
+    /// Waits until `count` workers have arrived; returns whether they have.
+    fn wait(&self, arrived: &AtomicU64, count: u64) -> bool {
+        let mut looks = 0_u32;
+        while arrived.load(Ordering::Acquire) < count {
+            if self.is_broken.load(Ordering::Relaxed) {
+                return false;
             }
+            looks = looks.saturating_add(1);
+            match looks {
+                ..SPINS => std::hint::spin_loop(),
+                SPINS..YIELDS => std::thread::yield_now(),
+                YIELDS.. => std::thread::sleep(Duration::from_micros(100)),
+            }
+        }
+        true
+    }
+
+    /// Ends the run before `round`, which nobody has begun.
+    fn end_before(&self, round: u64) {
+        self.end.fetch_min(round, Ordering::Relaxed);
+    }
+
+    fn is_over(&self, round: u64) -> bool {
+        round >= self.end.load(Ordering::Relaxed)
+    }
+
+    /// The number of workers.
+    fn count(&self) -> u64 {
+        self.updates.len() as u64
+    }
+
+    /// Shows the others the rows of the worker's block of `round`.
+    fn show(&self, index: usize, worker: &WordWorker<'_>, round: u64, has_ended: &mut bool) {
+        worker.show_rows(&mut self.rows[index][round as usize % 2].write().expect(NO_PANIC));
+        if !worker.is_ready() && !std::mem::replace(has_ended, true) {
+            let ended = 1 + self.ended.fetch_add(1, Ordering::Relaxed);
+            if ended == self.count() {
+                self.end_before(round);
+            }
+        }
+        self.prepared.fetch_add(1, Ordering::Release);
+    }
+
+    /// The rows that several workers have in `round`.
+    fn contested(&self, round: u64) -> RowSet {
+        RowSet::in_several(self.rows.iter().map(|rows| rows[round as usize % 2].read().expect(NO_PANIC)))
+    }
+
+    /// Makes the pending updates that are worker `index`'s to make.
+    fn update(&self, index: usize, contested: &RowSet, [input, output]: [Racing<'_>; 2]) {
+        for updates in &self.updates {
+            updates.read().expect(NO_PANIC).for_each_pending(contested, |table, row, factor, gradient| {
+                if row as usize % self.updates.len() == index {
+                    let table = if table == TableName::Input { input } else { output };
+                    table.add(row, factor, gradient);
+                }
+            });
+        }
+    }
+}
+
+/// Has the others stop waiting if the worker panics.
+struct Attendance<'m>(&'m AtomicBool);
+
+impl Drop for Attendance<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Trains every worker on its blocks, until none has any left, one fails, or `look`, which is called after each block of
+/// the first worker, says that there is a reason to pause; every worker is then between two blocks.
+///
+/// Runs on the rayon pool it is called in, which must have a thread for every worker.
+pub(super) fn deterministic_rounds<P: Send>(
+    workers: &mut [WordWorker<'_>],
+    tables: [Racing<'_>; 2],
+    look: impl FnMut(&mut WordWorker<'_>) -> Option<P> + Send,
+) -> Option<P> {
+    let sets = || [RwLock::new(RowSet::EMPTY), RwLock::new(RowSet::EMPTY)];
+    let meeting = Meeting {
+        updates: workers.iter().map(|worker| worker.updates.clone()).collect(),
+        rows: workers.iter().map(|_| sets()).collect(),
+        trained: AtomicU64::new(0),
+        prepared: AtomicU64::new(0),
+        updated: AtomicU64::new(0),
+        ended: AtomicU64::new(0),
+        end: AtomicU64::new(if workers.iter().any(WordWorker::failed) { 0 } else { u64::MAX }),
+        is_broken: AtomicBool::new(false),
+    };
+    let watch = Mutex::new((look, None));
+    let seats: Vec<_> = workers.iter_mut().map(Mutex::new).collect();
+    rayon::broadcast(|thread| {
+        let index = thread.index();
+        let Some(seat) = seats.get(index) else { return };
+        let _attendance = Attendance(&meeting.is_broken);
+        let mut watch = (index == 0).then(|| watch.lock().expect(NO_PANIC));
+        attend(&meeting, index, &mut seat.lock().expect(NO_PANIC), tables, |worker| {
+            let Some((look, pause)) = watch.as_deref_mut() else { return false };
+            *pause = look(worker);
+            pause.is_some()
         });
+    });
+    watch.into_inner().expect(NO_PANIC).1
+}
+
+/// All rounds of one worker.
+fn attend(
+    meeting: &Meeting<'_>,
+    index: usize,
+    worker: &mut WordWorker<'_>,
+    tables: [Racing<'_>; 2],
+    mut look: impl FnMut(&mut WordWorker<'_>) -> bool,
+) {
+    let mut has_ended = false;
+    meeting.show(index, worker, 0, &mut has_ended);
+    for round in 0.. {
+        let (before, after) = (round * meeting.count(), (round + 1) * meeting.count());
+        worker.draw_windows();
+        if !(meeting.wait(&meeting.updated, before) && meeting.wait(&meeting.prepared, after)) || meeting.is_over(round)
+        {
+            return;
+        }
+        let contested = meeting.contested(round);
+        worker.train(Some(&contested), tables);
+        meeting.trained.fetch_add(1, Ordering::Release);
+        worker.prepare();
+        if worker.failed() || look(worker) {
+            meeting.end_before(round + 1);
+        }
+        meeting.show(index, worker, round + 1, &mut has_ended);
+        if !meeting.wait(&meeting.trained, after) {
+            return;
+        }
+        meeting.update(index, &contested, tables);
+        meeting.updated.fetch_add(1, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{WordObjective, WordTrainingConfig};
+    use crate::config::{SubwordConfig, WordObjective, WordTrainingConfig};
     use crate::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
     use crate::models::skip_gram::SkipGram;
+    use crate::params::as_atomics;
     use crate::train::word_shared::Shared;
 
+    const WORKERS: usize = 3;
+
     /// Words that all workers meet and words that one of them meets.
-    fn text() -> String {
-        (0..6000).map(|at| format!("w{}{}", at * at % 61, if at % 9 == 0 { "\n" } else { " " })).collect()
+    fn corpus() -> (tempfile::NamedTempFile, TextFiles) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let word = |at: usize| format!("w{}{}", at * at % 61, if at.is_multiple_of(9) { "\n" } else { " " });
+        std::fs::write(file.path(), (0..6000).map(word).collect::<String>()).unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        (file, corpus)
     }
 
-    #[test]
-    fn every_update_is_made_once_and_in_the_order_of_the_workers() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text()).unwrap();
-        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
-        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
-        for objective in [WordObjective::SkipGram, WordObjective::Cbow] {
-            let config = WordTrainingConfig {
-                objective,
-                workers: 3,
-                dim: 20,
-                block: 4,
-                shared_negatives: 16,
-                sample: 0.0,
-                ..Default::default()
-            };
-            let mut model = SkipGram::new(&vocabulary, &config).unwrap();
-            let shared = Shared::new(&vocabulary, &config, None, &corpus);
-            assert_eq!(shared.blocks, 2);
-            let (input, output) = model.tables_mut();
-            let mut workers: Vec<_> = (0..3).map(|worker| WordWorker::new(&shared, worker)).collect();
-            let (mut contested, mut alone) = (0, 0);
-            for round in 0..20 {
-                let mut expected = [input.to_vec(), output.to_vec()];
-                if round % 2 == 0 {
-                    deterministic_round(&mut workers, input, output, config.dim);
-                } else {
-                    // The last worker is the first to come.
-                    workers.iter_mut().for_each(|worker| worker.compute(input, output));
-                    let racing = |table| Racing { values: as_atomics(table), dim: config.dim };
-                    let tables = [racing(&mut *input), racing(&mut *output)];
-                    (0..3).rev().for_each(|index| update_of(&workers, index, tables));
-                }
-                let several = RowSet::in_several(workers.iter().map(|worker| &worker.rows));
-                for worker in &workers {
-                    worker.for_each_update(|table, row, factor, gradient| {
-                        let table_values = &mut expected[usize::from(table == TableName::Output)];
-                        let row_values = &mut table_values[row as usize * config.dim..][..config.dim];
-                        crate::kernels::elementwise::axpy(row_values, factor, gradient);
-                        *(if several.may_contain(table, row) { &mut contested } else { &mut alone }) += 1;
-                    });
-                }
-                assert!(input == expected[0] && output == expected[1], "{objective:?}, round {round}");
-            }
-            assert!(contested > 1000 && alone > 100, "{objective:?}: {contested} contested, {alone} not");
+    fn config(objective: WordObjective, subwords: Option<SubwordConfig>) -> WordTrainingConfig {
+        WordTrainingConfig {
+            objective,
+            subwords,
+            workers: WORKERS,
+            dim: 20,
+            block: 4,
+            shared_negatives: 16,
+            sample: 0.0,
+            epochs: 2,
+            ..Default::default()
         }
     }
 
+    fn pool() -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(WORKERS).build().unwrap()
+    }
+
+    fn prepared<'a>(shared: &'a Shared<'a>) -> Vec<WordWorker<'a>> {
+        let mut workers: Vec<_> = (0..WORKERS).map(|worker| WordWorker::new(shared, worker)).collect();
+        workers.iter_mut().for_each(WordWorker::prepare);
+        workers
+    }
+
+    /// One after the other: what each worker has alone at once, then, worker by worker, what was left.
+    fn rounds_in_turn(workers: &mut [WordWorker<'_>], tables: [Racing<'_>; 2], rounds: u64) -> [usize; 2] {
+        let (mut contested_updates, mut done) = (0, 0);
+        while done < rounds && workers.iter().any(WordWorker::is_ready) {
+            let mut sets = vec![RowSet::EMPTY; WORKERS];
+            sets.iter_mut().zip(&*workers).for_each(|(set, worker)| worker.show_rows(set));
+            let contested = RowSet::in_several(sets.iter());
+            for worker in &mut *workers {
+                worker.draw_windows();
+                worker.train(Some(&contested), tables);
+                worker.prepare();
+            }
+            for worker in &*workers {
+                worker.updates.read().unwrap().for_each_pending(&contested, |table, row, factor, gradient| {
+                    tables[usize::from(table == TableName::Output)].add(row, factor, gradient);
+                    contested_updates += 1;
+                });
+            }
+            done += 1;
+        }
+        [contested_updates, done as usize]
+    }
+
     #[test]
-    fn a_round_has_the_updates_of_two_blocks_at_the_same_tables() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text()).unwrap();
-        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+    fn rounds_are_as_if_workers_took_turns() {
+        let (_file, corpus) = corpus();
         let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
-        let config = WordTrainingConfig { workers: 2, dim: 20, block: 4, epochs: 1, sample: 0.0, ..Default::default() };
-        let mut model = SkipGram::new(&vocabulary, &config).unwrap();
+        let few = SubwordConfig { min_length: 2, max_length: 3, buckets: 40 };
+        for (objective, subwords) in [
+            (WordObjective::SkipGram, None),
+            (WordObjective::Cbow, None),
+            (WordObjective::SkipGram, Some(few)),
+            (WordObjective::Cbow, Some(few)),
+        ] {
+            let config = config(objective, subwords);
+            let mut models = [0, 1].map(|_| SkipGram::new(&vocabulary, &config).unwrap());
+            for rounds in [1, 7, u64::MAX] {
+                let [(shared, racing), (other_shared, in_turn)] = models.each_mut().map(|model| {
+                    let shared = Shared::new(&vocabulary, &config, model.subwords(), &corpus);
+                    (shared, tables(model, config.dim))
+                });
+                let mut workers = prepared(&shared);
+                let mut seen = 0;
+                let pause = pool().install(|| {
+                    deterministic_rounds(&mut workers, racing, |_| {
+                        seen += 1;
+                        (seen == rounds).then_some("pause")
+                    })
+                });
+                let mut others = prepared(&other_shared);
+                let [contested, done] = rounds_in_turn(&mut others, in_turn, rounds);
+                assert_eq!(pause, (rounds < u64::MAX).then_some("pause"));
+                assert_eq!(seen as usize, done);
+                assert!(contested > 10 && (rounds < u64::MAX || done > 500), "{contested} in {done} rounds");
+                for (worker, other) in workers.iter().zip(&others) {
+                    assert!(worker.place() == other.place(), "{objective:?}, {rounds} rounds");
+                }
+                let [found, expected] = models.each_mut().map(|model| {
+                    let (input, output) = model.tables_mut();
+                    [input.to_vec(), output.to_vec()]
+                });
+                assert!(found == expected, "{objective:?}, {subwords:?}, {rounds} rounds");
+            }
+        }
+    }
+
+    /// The tables of `model` as workers see them.
+    fn tables(model: &mut SkipGram, dim: usize) -> [Racing<'_>; 2] {
         let (input, output) = model.tables_mut();
-        output.fill(0.1);
-        let two = Shared::new(&vocabulary, &config, None, &corpus);
-        let one = Shared { blocks: 1, ..Shared::new(&vocabulary, &config, None, &corpus) };
-        assert_eq!(two.blocks, 2);
-        let (mut by_two, mut by_one) = (WordWorker::new(&two, 1), WordWorker::new(&one, 1));
-        let add = |updates: &mut Vec<(TableName, u32, f32, Vec<f32>)>, worker: &WordWorker<'_>| {
-            worker
-                .for_each_update(|table, row, factor, gradient| updates.push((table, row, factor, gradient.to_vec())));
-        };
-        let mut rounds = 0;
-        while !by_one.finished() {
-            let (mut found, mut expected) = (Vec::new(), Vec::new());
-            by_two.compute(input, output);
-            add(&mut found, &by_two);
-            for _ in 0..2 {
-                by_one.compute(input, output);
-                add(&mut expected, &by_one);
+        [input, output].map(|table| Racing { values: as_atomics(table), dim })
+    }
+
+    #[test]
+    fn what_is_left_pending_are_the_updates_of_contested_rows() {
+        let (_file, corpus) = corpus();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let few = SubwordConfig { min_length: 2, max_length: 3, buckets: 40 };
+        for subwords in [None, Some(few)] {
+            let config = config(WordObjective::SkipGram, subwords);
+            let [mut whole, mut split] = [0, 1].map(|_| SkipGram::new(&vocabulary, &config).unwrap());
+            for model in [&mut whole, &mut split] {
+                model.tables_mut().1.fill(0.1);
             }
-            assert!(found == expected, "round {rounds}");
-            rounds += 1;
+            let shared = Shared::new(&vocabulary, &config, whole.subwords(), &corpus);
+            let [mut worker, mut other] = [0, 0].map(|index| WordWorker::new(&shared, index));
+            for worker in [&mut worker, &mut other] {
+                // Away from the start, where a block has no word but itself.
+                (0..6).for_each(|_| worker.prepare());
+                worker.draw_windows();
+            }
+            let mut contested = RowSet::EMPTY;
+            for row in (0..200).step_by(2) {
+                contested.insert(TableName::Input, row);
+                contested.insert(TableName::Output, row + 1);
+            }
+            let values = |model: &mut SkipGram| {
+                let (input, output) = model.tables_mut();
+                [input.to_vec(), output.to_vec()]
+            };
+            let before = values(&mut whole);
+            worker.train(None, tables(&mut whole, config.dim));
+            other.train(Some(&contested), tables(&mut split, config.dim));
+            let (after, halfway) = (values(&mut whole), values(&mut split));
+            let (mut waiting, mut made) = (0, 0);
+            for (name, table) in [(TableName::Input, 0), (TableName::Output, 1)] {
+                let rows = |values: &[Vec<f32>; 2]| -> Vec<Vec<f32>> {
+                    values[table].chunks(config.dim).map(<[f32]>::to_vec).collect()
+                };
+                for (row, ((before, halfway), after)) in
+                    rows(&before).into_iter().zip(rows(&halfway)).zip(rows(&after)).enumerate()
+                {
+                    let waits = contested.may_contain(name, row as u32);
+                    assert_eq!(halfway, if waits { before.clone() } else { after.clone() }, "{name:?}, row {row}");
+                    *(if waits { &mut waiting } else { &mut made }) += usize::from(after != before);
+                }
+            }
+            assert!(waiting > 5 && made > 5, "{waiting}, {made}");
+            let [input, output] = tables(&mut split, config.dim);
+            other.updates.read().unwrap().for_each_pending(&contested, |table, row, factor, gradient| {
+                (if table == TableName::Input { input } else { output }).add(row, factor, gradient);
+            });
+            assert!(values(&mut split) == after);
         }
-        by_two.compute(input, output);
-        by_two.for_each_update(|_, row, _, _| panic!("an update of row {row} after the end"));
-        assert!(by_two.finished() && rounds > 100, "{rounds}");
+    }
+
+    #[test]
+    fn a_panic_ends_the_rounds_of_all_workers() {
+        let (_file, corpus) = corpus();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let config = config(WordObjective::SkipGram, None);
+        let mut model = SkipGram::new(&vocabulary, &config).unwrap();
+        let shared = Shared::new(&vocabulary, &config, None, &corpus);
+        let tables = tables(&mut model, config.dim);
+        let mut workers = prepared(&shared);
+        let mut seen = 0;
+        let run = std::panic::AssertUnwindSafe(|| {
+            pool().install(|| {
+                deterministic_rounds(&mut workers, tables, |_| -> Option<()> {
+                    seen += 1;
+                    assert!(seen < 5, "the fifth look");
+                    None
+                })
+            })
+        });
+        let panic = std::panic::catch_unwind(run).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"the fifth look"));
+        assert_eq!(seen, 5);
     }
 }

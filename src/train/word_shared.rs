@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{WordTrainingConfig, WorkerMode};
+use crate::config::WordTrainingConfig;
 use crate::data::{AliasTable, TextFiles, WordVocabulary};
 use crate::models::skip_gram::subwords::Subwords;
 
@@ -12,10 +12,8 @@ pub(super) struct Shared<'a> {
     pub corpus: &'a TextFiles,
     pub vocabulary: &'a WordVocabulary,
     pub subwords: Option<Arc<Subwords>>,
-    /// The settings, with the block that [`stable_round`] allows.
+    /// The settings, with the block that [`stable_block`] allows.
     pub config: WordTrainingConfig,
-    /// Blocks that a worker computes between two updates of the tables.
-    pub blocks: usize,
     /// What the learning rate is multiplied by.
     pub learning_rate_factor: f64,
     pub keep: Vec<f32>,
@@ -34,26 +32,22 @@ impl<'a> Shared<'a> {
             vocabulary.counts().iter().zip(&keep).map(|(&count, &keep)| count as f64 * f64::from(keep)).collect();
         let drawn: Vec<f64> =
             vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
-        let (block, blocks) = stable_round(config, &kept, subwords.as_deref());
+        let block = stable_block(config, &kept, subwords.as_deref());
         let config = WordTrainingConfig { block, ..config.clone() };
         let (negatives, learning_rate_factor) = (AliasTable::new(&drawn), 1.0);
-        Self { corpus, vocabulary, subwords, config, blocks, learning_rate_factor, negatives, keep }
+        Self { corpus, vocabulary, subwords, config, learning_rate_factor, negatives, keep }
     }
 }
 
-/// Blocks of a worker in a round, where several workers make one: the fewer rounds, the less do workers wait for each
-/// other, and the larger the caches that gradients take.
-const BLOCKS: usize = 2;
-
-/// The block size, lowered where few words make up the text, and the blocks of a worker in a round.
+/// The block size, lowered where few words make up the text.
 ///
-/// The updates of a round are made at tables that do not know of each other. With Σ p² the probability that two words of
-/// the text are the same and B the words of a worker's blocks, a word meets B·workers·Σ p² further updates of its own row;
+/// The updates of all workers' blocks are made at tables that do not know of each other. With Σ p² the probability that two
+/// words of the text are the same and B the words of a block, a word meets B·workers·Σ p² further updates of its own row;
 /// from about 2 on they overshoot, and training diverges. On English text with subsampling, Σ p² is about 1/700.
 ///
 /// With subwords, an update of word v moves word w by the share of w's rows that are v's too, and the expected share takes
 /// the place of Σ p².
-fn stable_round(config: &WordTrainingConfig, kept: &[f64], subwords: Option<&Subwords>) -> (usize, usize) {
+fn stable_block(config: &WordTrainingConfig, kept: &[f64], subwords: Option<&Subwords>) -> usize {
     let total: f64 = kept.iter().sum();
     let repetition: f64 = match subwords {
         None => kept.iter().map(|count| (count / total).powi(2)).sum(),
@@ -67,9 +61,7 @@ fn stable_round(config: &WordTrainingConfig, kept: &[f64], subwords: Option<&Sub
         }
     };
     let most = (1.0 / (repetition * config.workers as f64)) as usize;
-    let block = config.block.min(most).max(1);
-    let meets = config.workers > 1 && config.mode == WorkerMode::Deterministic;
-    (block, if meets { (most / block).clamp(1, BLOCKS) } else { 1 })
+    config.block.min(most).max(1)
 }
 
 #[cfg(test)]
@@ -78,18 +70,13 @@ mod tests {
 
     #[test]
     fn blocks_are_small_where_words_are_few() {
-        let round = |workers, mode, kept: &[f64]| {
-            stable_round(&WordTrainingConfig { workers, mode, ..Default::default() }, kept, None)
-        };
-        let deterministic = WorkerMode::Deterministic;
-        assert_eq!(round(1, deterministic, &[5.0]), (1, 1));
-        assert_eq!(round(4, deterministic, &[5.0]), (1, 1));
-        assert_eq!(round(1, deterministic, &[1.0; 30]), (30, 1));
-        assert_eq!(round(2, deterministic, &[1.0; 30]), (15, 1));
-        assert_eq!(round(2, deterministic, &[1.0; 180]), (48, 1));
-        assert_eq!(round(2, deterministic, &[1.0; 1000]), (48, 2));
-        assert_eq!(round(1, deterministic, &[1.0; 1000]), (48, 1));
-        assert_eq!(round(2, WorkerMode::Async, &[1.0; 1000]), (48, 1));
+        let block =
+            |workers, kept: &[f64]| stable_block(&WordTrainingConfig { workers, ..Default::default() }, kept, None);
+        assert_eq!(block(1, &[5.0]), 1);
+        assert_eq!(block(4, &[5.0]), 1);
+        assert_eq!(block(1, &[1.0; 30]), 30);
+        assert_eq!(block(2, &[1.0; 30]), 15);
+        assert_eq!(block(2, &[1.0; 1000]), 48);
     }
 
     /// Words that have nearly all rows in common are nearly one word.
@@ -105,7 +92,7 @@ mod tests {
             let vocabulary = WordVocabulary::build(&corpus, crate::data::WordSplit::Blanks, 1).unwrap();
             let kept: Vec<f64> = vocabulary.counts().iter().map(|&count| count as f64).collect();
             let subwords = Subwords::new(&vocabulary, crate::config::SubwordConfig::default());
-            stable_round(&WordTrainingConfig::default(), &kept, Some(&subwords)).0
+            stable_block(&WordTrainingConfig::default(), &kept, Some(&subwords))
         };
         // Of the 75 rows of a word with the stem, every other has 66; nobody else has any of the two rows of the others.
         let (alike, unlike) = (block(&alike), block(&unlike));

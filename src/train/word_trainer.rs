@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use super::recovery::{Recover, Recovery};
 use super::report::StepOutcome;
 use super::word_checkpointing::WordData;
-use super::word_round::deterministic_round;
+use super::word_round::deterministic_rounds;
 use super::word_shared::Shared;
 use super::word_worker::{WordWorker, WorkerPlace};
 use crate::checkpoint::saving::Saving;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
+use crate::models::skip_gram::rows::Racing;
 use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
 use crate::{Result, WordVectors};
@@ -180,10 +181,17 @@ impl WordTrainer {
         watch.next_report = watch.next_report.min(workers[0].words() + REPORT_WORDS);
         watch.next_save = watch.next_save.min(next_save(words));
         let ended: Result<bool> = pool.install(|| {
+            for_each_indexed(&mut workers, &|_, worker| {
+                if !worker.is_ready() {
+                    worker.prepare();
+                }
+            });
             loop {
+                let (input, output) = model.tables_mut();
+                let tables = [input, output].map(|table| Racing { values: as_atomics(table), dim: config.dim });
                 let pause = match config.mode {
-                    WorkerMode::Deterministic => deterministic(&mut workers, model, config.dim, watch),
-                    WorkerMode::Async => asynchronous(&mut workers, model, config.dim, watch),
+                    WorkerMode::Deterministic if config.workers > 1 => deterministic(&mut workers, tables, watch),
+                    _ => alone_or_racing(&mut workers, tables, watch),
                 }?;
                 if pause != Pause::Save {
                     saving.finish()?;
@@ -295,43 +303,37 @@ impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
     }
 }
 
-/// Rounds of a few blocks a worker, until no worker has any left or there is a reason to pause.
+/// Rounds of a block a worker, until no worker has any left or there is a reason to pause.
 fn deterministic(
     workers: &mut [WordWorker<'_>],
-    model: &mut SkipGram,
-    dim: usize,
-    watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()>>,
+    tables: [Racing<'_>; 2],
+    watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
-    let (input, output) = model.tables_mut();
-    loop {
-        deterministic_round(workers, input, output, dim);
-        for worker in &mut *workers {
-            worker.take_error()?;
-        }
-        if workers.iter().all(WordWorker::finished) {
-            return Ok(Pause::End);
-        }
-        let count = workers.len();
-        if let Some(pause) = watch.look(&mut workers[0], count) {
-            return Ok(pause);
-        }
+    let count = workers.len();
+    let pause = deterministic_rounds(workers, tables, |worker| watch.look(worker, count));
+    for worker in workers {
+        worker.take_error()?;
     }
+    Ok(pause.unwrap_or(Pause::End))
 }
 
 /// Every worker on its own, until no worker has any words left or there is a reason to pause.
-fn asynchronous(
+fn alone_or_racing(
     workers: &mut [WordWorker<'_>],
-    model: &mut SkipGram,
-    dim: usize,
+    tables: [Racing<'_>; 2],
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
-    let (input, output) = model.tables_mut();
-    let (input, output) = (as_atomics(input), as_atomics(output));
-    let halt = AtomicBool::new(false);
+    let halt = AtomicBool::new(workers.iter().any(WordWorker::failed));
     let watch = std::sync::Mutex::new((watch, Pause::End));
     let count = workers.len();
     for_each_indexed(workers, &|index, worker| {
-        while !halt.load(Ordering::Relaxed) && worker.race(input, output, dim) {
+        while !halt.load(Ordering::Relaxed) && worker.is_ready() {
+            worker.draw_windows();
+            worker.train(None, tables);
+            worker.prepare();
+            if worker.failed() {
+                halt.store(true, Ordering::Relaxed);
+            }
             if index == 0
                 && let Ok(mut watching) = watch.lock()
                 && let Some(pause) = watching.0.look(worker, count)
@@ -339,9 +341,6 @@ fn asynchronous(
                 watching.1 = pause;
                 halt.store(true, Ordering::Relaxed);
             }
-        }
-        if worker.failed() {
-            halt.store(true, Ordering::Relaxed);
         }
     });
     for worker in workers {

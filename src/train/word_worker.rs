@@ -1,7 +1,7 @@
 //! A worker of word embedding training: its part of the text, and the gradients of its blocks.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +9,10 @@ use super::word_shared::Shared;
 use crate::config::WordTrainingConfig;
 use crate::data::{StreamPlace, WordStream};
 use crate::models::skip_gram::block::{Block, BlockLoss};
-use crate::models::skip_gram::row_set::{RowSet, TableName};
-use crate::models::skip_gram::rows::{Frozen, NO_ROW, Racing, Rows, Table};
-use crate::models::skip_gram::update::BlockGradient;
+use crate::models::skip_gram::row_set::RowSet;
+use crate::models::skip_gram::rows::{NO_ROW, Racing};
+use crate::models::skip_gram::subwords::rows_of;
+use crate::models::skip_gram::update::Updates;
 use crate::models::skip_gram::windows::BlockNumber;
 use crate::parallel::part_of;
 use crate::{Error, Result};
@@ -21,9 +22,9 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 pub(super) struct WorkerPlace {
     text: StreamPlace,
-    /// The next block of this epoch.
-    block: u64,
-    /// The words in sight, and their lines.
+    /// The number in this epoch of the block to come.
+    next_block: u64,
+    /// The words in sight of it, and their lines.
     words: Vec<u32>,
     lines: Vec<u32>,
     /// Sums of this epoch.
@@ -32,6 +33,9 @@ pub(super) struct WorkerPlace {
     finished: bool,
 }
 
+/// Why a lock is never poisoned where it is taken.
+pub(super) const NO_PANIC: &str = "a worker that panics ends the run";
+
 impl WorkerPlace {
     pub fn words_read(&self) -> u64 {
         self.text.words
@@ -39,7 +43,7 @@ impl WorkerPlace {
 
     /// Whether the numbers of a file can be counted on from.
     pub fn counts(&self) -> bool {
-        self.text.counts() && self.block < 1 << 40
+        self.text.counts() && self.next_block < 1 << 40
     }
 }
 
@@ -49,13 +53,11 @@ pub(super) struct WordWorker<'a> {
     shared: &'a Shared<'a>,
     index: usize,
     stream: WordStream<'a>,
+    /// The block to come, if there is one.
     block: Block<'a>,
-    /// Of the blocks of this round, and what they are to be multiplied by.
-    gradients: Vec<(BlockGradient<'a>, f32)>,
-    /// Blocks of this round that have a gradient.
-    computed: usize,
-    /// With several workers, the rows that these blocks update.
-    pub rows: RowSet,
+    is_ready: bool,
+    /// What the last block is to add to the tables.
+    pub updates: Arc<RwLock<Updates<'a>>>,
     /// The epoch to begin when the text is at its end; the number of epochs once all are done.
     next_epoch: u64,
     bytes: Range<u64>,
@@ -68,13 +70,13 @@ pub(super) struct WordWorker<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Between two epochs.
-    AtEnd,
+    /// Before the first block.
+    AtStart,
     /// Within the text.
     Reading,
     /// All epochs are done.
     Finished,
-    /// Reading failed, or the last block's loss is not finite.
+    /// Reading failed.
     Failed,
 }
 
@@ -88,13 +90,12 @@ impl<'a> WordWorker<'a> {
             shared,
             index,
             stream: WordStream::new(corpus, vocabulary, keep, bytes.clone(), config.seed),
-            gradients: (0..shared.blocks).map(|_| (block.new_gradient(), 0.0)).collect(),
-            computed: 0,
-            rows: RowSet::EMPTY,
+            updates: Arc::new(RwLock::new(Updates::new(&block))),
             block,
+            is_ready: false,
             next_epoch: 0,
             bytes,
-            state: State::AtEnd,
+            state: State::AtStart,
             loss: BlockLoss::default(),
             epoch_loss: BlockLoss::default(),
             error: None,
@@ -108,14 +109,15 @@ impl<'a> WordWorker<'a> {
     pub fn at(shared: &'a Shared<'a>, index: usize, place: &WorkerPlace) -> Result<Self> {
         let mut worker = Self::new(shared, index);
         let Shared { config, vocabulary, negatives, .. } = shared;
+        let length = 2 * (config.block + config.window);
         let wrong = |what: &str| {
             Err(Error::Shape {
                 what: format!("{what} of worker {index} in the checkpoint"),
-                expected: vec![2 * (config.block + config.window)],
+                expected: vec![length],
                 found: vec![place.words.len(), place.lines.len()],
             })
         };
-        if place.words.len() != place.lines.len() || place.words.len() != 2 * (config.block + config.window) {
+        if place.words.len() != place.lines.len() || place.words.len() != length {
             return wrong("the words in sight");
         }
         let known = |&word: &u32| word == NO_ROW || (word as usize) < vocabulary.len();
@@ -123,25 +125,26 @@ impl<'a> WordWorker<'a> {
             return wrong("the place");
         }
         worker.stream.seek(&place.text)?;
-        let number = BlockNumber { seed: config.seed, worker: index, epoch: place.text.epoch, block: place.block };
+        let number = BlockNumber { seed: config.seed, worker: index, epoch: place.text.epoch, block: place.next_block };
         worker.block.windows.restore((&place.words, &place.lines, number), negatives);
         worker.next_epoch = place.text.epoch + 1;
         worker.epoch_loss = BlockLoss { loss: place.loss, pairs: place.pairs };
         // A run that was made longer goes on.
         worker.state =
             if place.finished && worker.next_epoch == config.epochs { State::Finished } else { State::Reading };
+        worker.is_ready = worker.block.windows.has_words();
         Ok(worker)
     }
 
     /// Where the worker is, between two blocks; nowhere before its first.
     pub fn place(&self) -> Option<WorkerPlace> {
-        if self.state == State::AtEnd {
+        if self.state == State::AtStart {
             return None;
         }
         let (words, lines, number) = self.block.windows.place();
         Some(WorkerPlace {
             text: self.stream.place(),
-            block: number.block,
+            next_block: number.block,
             words: words.to_vec(),
             lines: lines.to_vec(),
             loss: self.epoch_loss.loss,
@@ -150,17 +153,34 @@ impl<'a> WordWorker<'a> {
         })
     }
 
-    /// Goes on to the next block, in the next epoch if need be; returns its number if there is any.
-    fn next_block(&mut self) -> Result<Option<BlockNumber>> {
+    /// Reads the next block, in the next epoch if need be.
+    pub fn prepare(&mut self) {
+        self.is_ready = false;
+        if matches!(self.state, State::Finished | State::Failed) {
+            return;
+        }
+        match self.next_block() {
+            Ok(is_ready) => self.is_ready = is_ready,
+            Err(error) => {
+                self.state = State::Failed;
+                self.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Goes on to the next block; returns whether there is one.
+    fn next_block(&mut self) -> Result<bool> {
         let (config, negatives) = (&self.shared.config, &self.shared.negatives);
         loop {
-            if self.state != State::AtEnd
-                && let Some(number) = self.block.windows.advance(&mut self.stream, negatives)?
-            {
-                return Ok(Some(number));
+            if self.state == State::Reading {
+                self.block.windows.advance(&mut self.stream, negatives)?;
+                if self.block.windows.has_words() {
+                    return Ok(true);
+                }
             }
             if self.next_epoch == config.epochs {
-                return Ok(None);
+                self.state = State::Finished;
+                return Ok(false);
             }
             let epoch = self.next_epoch;
             self.next_epoch += 1;
@@ -172,76 +192,47 @@ impl<'a> WordWorker<'a> {
         }
     }
 
-    /// Computes the gradients of the next blocks at the tables, as many as a round has if there are so many.
-    pub fn compute(&mut self, input: &[f32], output: &[f32]) {
-        let dim = self.shared.config.dim;
-        let (input, output) = (Frozen { values: input, dim }, Frozen { values: output, dim });
-        self.computed = 0;
-        while self.computed < self.gradients.len() && self.step(input, output) {
-            self.computed += 1;
-        }
-        if self.shared.config.workers > 1 {
-            self.rows.clear();
-            for (gradient, _) in &self.gradients[..self.computed] {
-                gradient.for_each(|table, row, _| self.rows.insert(table, row));
-            }
+    /// Whether there is a block to train on.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// Draws the windows of the next block: the last of what can be done before it is trained on.
+    pub fn draw_windows(&mut self) {
+        if self.is_ready {
+            self.block.draw_windows();
         }
     }
 
-    /// Calls `each(table, row, factor, gradient)` for every update of the blocks of this round, in their order.
-    pub fn for_each_update(&self, mut each: impl FnMut(TableName, u32, f32, &[f32])) {
-        for (gradient, factor) in &self.gradients[..self.computed] {
-            gradient.for_each(|table, row, gradient| each(table, row, *factor, gradient));
+    /// Overwrites `rows` with the rows that the next block reads and updates.
+    pub fn show_rows(&self, rows: &mut RowSet) {
+        rows.clear();
+        if self.is_ready {
+            self.block.for_each_word(|table, word, _| {
+                rows_of(self.block.subwords, table, &word).iter().for_each(|&row| rows.insert(table, row));
+            });
         }
     }
 
-    /// Computes the next block's gradient, and updates the tables while other workers do so too; returns whether there
-    /// was a block.
-    pub fn race(&mut self, input: &[AtomicU32], output: &[AtomicU32], dim: usize) -> bool {
-        let (input, output) = (Racing { values: input, dim }, Racing { values: output, dim });
-        self.computed = 0;
-        if !self.step(input, output) {
-            return false;
+    /// Trains on the next block. Other workers may do so at the same time: what this one has to add to rows that are in
+    /// `contested` it leaves pending; the other rows are its own if `contested` has what the blocks of several workers
+    /// read and update. Without `contested`, what another worker writes meanwhile may be lost.
+    pub fn train(&mut self, contested: Option<&RowSet>, tables: [Racing<'_>; 2]) {
+        let factor = -self.learning_rate() as f32;
+        let mut updates = self.updates.write().expect(NO_PANIC);
+        if !self.is_ready {
+            return updates.clear();
         }
-        self.computed = 1;
-        self.for_each_update(|table, row, factor, gradient| match table {
-            TableName::Input => input.add(row, factor, gradient),
-            TableName::Output => output.add(row, factor, gradient),
-        });
-        true
-    }
-
-    /// Computes the gradient of the next block of this round; returns whether there is one.
-    fn step(&mut self, input: impl Table, output: impl Rows) -> bool {
-        if matches!(self.state, State::Finished | State::Failed) {
-            return false;
-        }
-        let number = match self.next_block() {
-            Ok(Some(number)) => number,
-            Ok(None) => {
-                self.state = State::Finished;
-                return false;
-            }
-            Err(error) => {
-                self.state = State::Failed;
-                self.error = Some(error);
-                return false;
-            }
-        };
-        let learning_rate = self.learning_rate() as f32;
-        let (gradient, factor) = &mut self.gradients[self.computed];
-        *factor = -learning_rate;
-        let BlockLoss { loss, pairs } = self.block.compute(number, input, output, gradient);
+        let BlockLoss { loss, pairs } = updates.make(&mut self.block, factor, contested, tables);
         if !loss.is_finite() {
-            self.state = State::Failed;
-            self.error = Some(Error::NonFinite { step: self.words(), what: "the loss".into(), value: loss });
-            return false;
+            let step = self.stream.words();
+            self.error.get_or_insert(Error::NonFinite { step, what: "the loss".into(), value: loss });
+            return;
         }
         for sum in [&mut self.loss, &mut self.epoch_loss] {
             sum.loss += loss;
             sum.pairs += pairs;
         }
-        true
     }
 
     /// Words of the corpus read so far.
@@ -265,10 +256,6 @@ impl<'a> WordWorker<'a> {
     /// The loss since this was last called.
     pub fn take_loss(&mut self) -> BlockLoss {
         std::mem::take(&mut self.loss)
-    }
-
-    pub fn finished(&self) -> bool {
-        self.state == State::Finished
     }
 
     pub fn failed(&self) -> bool {

@@ -17,10 +17,11 @@
 //! Sharing negatives is from Ji et al., "Parallelizing word2vec in shared and distributed memory" (2016), who share them
 //! within one window.
 
+use super::row_set::TableName;
 use super::rows::{NO_ROW, Rows, Table};
 use super::subwords::{Composed, Subwords};
 use super::update::BlockGradient;
-use super::windows::{BlockNumber, Windows};
+use super::windows::Windows;
 use crate::config::{WordObjective, WordTrainingConfig};
 use crate::kernels::elementwise::{axpy, dot};
 use crate::kernels::lanes::LANES;
@@ -74,7 +75,7 @@ pub(crate) struct BlockLoss {
 pub(crate) struct Block<'a> {
     shape: Shape,
     objective: WordObjective,
-    subwords: Option<&'a Subwords>,
+    pub subwords: Option<&'a Subwords>,
     ratio: f32,
     pub windows: Windows,
     /// T × band: the weight of each pair.
@@ -143,30 +144,54 @@ impl<'a> Block<'a> {
     }
 
     /// Room for the gradient of a block.
-    pub fn new_gradient(&self) -> BlockGradient<'a> {
-        let Shape { dim, stride, centres, contexts, negatives, .. } = self.shape;
+    pub fn new_gradient(&self) -> BlockGradient {
+        BlockGradient::new(self.gradient_rows(), self.shape.stride, self.shape.dim)
+    }
+
+    /// Rows of the gradient: of inputs, outputs and negatives.
+    fn gradient_rows(&self) -> [usize; 3] {
+        let Shape { centres, contexts, negatives, .. } = self.shape;
+        match self.objective {
+            WordObjective::SkipGram => [centres, contexts, negatives],
+            WordObjective::Cbow => [contexts, centres, negatives],
+        }
+    }
+
+    /// Calls `each(table, word, place)` for every word of the block, whose gradient has a row at `place`.
+    ///
+    /// For CBOW, as in word2vec.c, every word of a window takes the whole gradient of the mean, not its share of it.
+    pub fn for_each_word(&self, mut each: impl FnMut(TableName, u32, usize)) {
+        let (centres, contexts) = (self.windows.centres(), self.windows.contexts());
         let (inputs, outputs) = match self.objective {
             WordObjective::SkipGram => (centres, contexts),
             WordObjective::Cbow => (contexts, centres),
         };
-        BlockGradient::new([inputs, outputs, negatives], self.subwords, stride, dim)
+        let [input_rows, output_rows, _] = self.gradient_rows();
+        let parts = [
+            (TableName::Input, inputs, 0),
+            (TableName::Output, outputs, input_rows),
+            (TableName::Output, self.windows.negatives(), input_rows + output_rows),
+        ];
+        for (table, words, start) in parts {
+            for (place, &word) in (start..).zip(words).filter(|(_, word)| **word != NO_ROW) {
+                each(table, word, place);
+            }
+        }
     }
 
-    /// Overwrites `gradient` with that of the block `number`, whose words are in `windows`, at the tables as they are.
-    pub fn compute(
-        &mut self,
-        number: BlockNumber,
-        input: impl Table,
-        output: impl Rows,
-        gradient: &mut BlockGradient<'_>,
-    ) -> BlockLoss {
-        self.windows.pairs(number, self.subwords, &mut self.weights, self.shape.band, self.shape.tile);
-        let (centres, contexts, negatives) =
-            (self.windows.centres(), self.windows.contexts(), self.windows.negatives());
-        match self.objective {
-            WordObjective::SkipGram => gradient.set_words(centres, contexts, negatives),
-            WordObjective::Cbow => gradient.set_words(contexts, centres, negatives),
+    /// Draws the windows of the block whose words are in `windows`.
+    pub fn draw_windows(&mut self) {
+        self.windows.pairs(self.subwords, &mut self.weights, self.shape.band, self.shape.tile);
+        if self.objective == WordObjective::SkipGram {
+            let rows = self.weights.chunks_exact_mut(self.shape.band);
+            for (weights, &share) in rows.zip(self.windows.centre_shares()).filter(|(_, share)| **share < 1.0) {
+                weights.iter_mut().for_each(|weight| *weight *= share);
+            }
         }
+    }
+
+    /// Overwrites `gradient` with that of the block whose windows were drawn, at the tables as they are.
+    pub fn compute(&mut self, input: impl Table, output: impl Rows, gradient: &mut BlockGradient) -> BlockLoss {
         match (self.objective, self.subwords) {
             (WordObjective::SkipGram, None) => self.skip_gram(input, output, gradient),
             (WordObjective::Cbow, None) => self.cbow(input, output, gradient),
@@ -177,15 +202,10 @@ impl<'a> Block<'a> {
         }
     }
 
-    fn skip_gram(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient<'_>) -> BlockLoss {
+    fn skip_gram(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient) -> BlockLoss {
         let (shape, windows) = (self.shape, &self.windows);
         let Shape { stride, band, negatives, .. } = shape;
         let width = negatives + band;
-        for (weights, &share) in self.weights.chunks_exact_mut(band).zip(windows.centre_shares()) {
-            if share < 1.0 {
-                weights.iter_mut().for_each(|weight| *weight *= share);
-            }
-        }
         gather(input, windows.centres(), &mut self.queries, shape);
         gather(output, windows.contexts(), &mut self.contexts, shape);
         gather(output, windows.negatives(), &mut self.negatives, shape);
@@ -204,7 +224,7 @@ impl<'a> Block<'a> {
         let loss = negative_sampling_rows(&mut self.scores, negatives, &self.weights, band, self.ratio);
         prefetch(output, self.windows.next_contexts());
 
-        let BlockGradient { d_input: d_queries, d_output: d_contexts, d_negatives, .. } = gradient;
+        let [d_queries, d_contexts, d_negatives] = gradient.parts_mut();
         let (scores, vectors) = ((&self.scores[..], width), [&self.queries[..], &self.negatives[..]]);
         propagate_negatives(shape, scores, vectors, [d_queries, d_negatives]);
         d_contexts.fill(0.0);
@@ -229,7 +249,7 @@ impl<'a> Block<'a> {
         BlockLoss { loss: loss[0] + loss[1], pairs: self.weights.iter().map(|&weight| f64::from(weight)).sum() }
     }
 
-    fn cbow(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient<'_>) -> BlockLoss {
+    fn cbow(&mut self, input: impl Rows, output: impl Rows, gradient: &mut BlockGradient) -> BlockLoss {
         let (shape, windows) = (self.shape, &self.windows);
         let Shape { stride, band, negatives, .. } = shape;
         let width = negatives + LANES;
@@ -259,7 +279,7 @@ impl<'a> Block<'a> {
         let loss = negative_sampling_rows(&mut self.scores, negatives, &self.target_weights, LANES, self.ratio);
         prefetch(input, self.windows.next_contexts());
 
-        let BlockGradient { d_input: d_contexts, d_output: d_targets, d_negatives, .. } = gradient;
+        let [d_contexts, d_targets, d_negatives] = gradient.parts_mut();
         let (scores, vectors) = ((&self.scores[..], width), [&self.queries[..], &self.negatives[..]]);
         propagate_negatives(shape, scores, vectors, [&mut self.d_means, d_negatives]);
         d_targets.fill(0.0);

@@ -1,4 +1,6 @@
-//! Which rows of the two tables a worker is going to update, for the others to know.
+//! Which rows of the two tables a worker is going to read and update, for the others to know.
+
+use std::ops::Deref;
 
 /// Bits of a set.
 const BITS: usize = 1 << 14;
@@ -34,7 +36,7 @@ impl RowSet {
     }
 
     /// The bits that two or more of `sets` have.
-    pub fn in_several<'s>(sets: impl Iterator<Item = &'s Self>) -> Self {
+    pub fn in_several(sets: impl Iterator<Item: Deref<Target = Self>>) -> Self {
         let (mut in_one, mut in_several) = (Self::EMPTY, Self::EMPTY);
         for set in sets {
             for ((one, several), new) in in_one.0.iter_mut().zip(&mut in_several.0).zip(&set.0) {

@@ -7,6 +7,7 @@
 //!
 //! N-grams and their hash are fastText's, so that they fall into the same buckets.
 
+use super::row_set::TableName;
 use super::rows::{Rows, Table};
 use crate::config::SubwordConfig;
 use crate::data::WordVocabulary;
@@ -83,6 +84,14 @@ impl Subwords {
             self.of_word(word as u32).iter().for_each(|&row| weights[row as usize] += weight);
         }
         weights
+    }
+}
+
+/// The rows of `table` that the vector of `word` is made of, which are those that its gradient is added to.
+pub(crate) fn rows_of<'w>(subwords: Option<&'w Subwords>, table: TableName, word: &'w u32) -> &'w [u32] {
+    match (table, subwords) {
+        (TableName::Input, Some(subwords)) => subwords.of_word(*word),
+        _ => std::slice::from_ref(word),
     }
 }
 

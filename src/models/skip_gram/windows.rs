@@ -51,12 +51,14 @@ pub(crate) struct Windows {
     negatives: Vec<u32>,
     next_negatives: Vec<u32>,
     number: BlockNumber,
+    next_number: BlockNumber,
 }
 
 impl Windows {
     /// `subword_rows` is the number of rows of the input table, or 0 without subwords.
     pub fn new(centres: usize, window: usize, negatives: usize, subword_rows: usize) -> Self {
         let length = 2 * (centres + window);
+        let number = BlockNumber { seed: 0, worker: 0, epoch: 0, block: 0 };
         Self {
             words: vec![NO_ROW; length],
             lines: vec![u32::MAX; length],
@@ -66,7 +68,8 @@ impl Windows {
             window,
             negatives: vec![NO_ROW; negatives],
             next_negatives: vec![NO_ROW; negatives],
-            number: BlockNumber { seed: 0, worker: 0, epoch: 0, block: 0 },
+            number,
+            next_number: number,
         }
     }
 
@@ -74,12 +77,12 @@ impl Windows {
     pub fn start(&mut self, stream: &mut WordStream<'_>, table: &AliasTable, number: BlockNumber) -> Result<()> {
         self.words.fill(NO_ROW);
         self.lines.fill(u32::MAX);
-        self.number = number;
+        self.next_number = number;
         draw(table, number, &mut self.next_negatives);
         self.fill(stream, self.centres + self.window)
     }
 
-    /// The words in sight, their lines, and the number of the next block.
+    /// The words in sight, their lines, and the number of the block.
     pub fn place(&self) -> (&[u32], &[u32], BlockNumber) {
         (&self.words, &self.lines, self.number)
     }
@@ -91,20 +94,25 @@ impl Windows {
     pub fn restore(&mut self, (words, lines, number): (&[u32], &[u32], BlockNumber), table: &AliasTable) {
         self.words.copy_from_slice(words);
         self.lines.copy_from_slice(lines);
-        self.number = number;
-        draw(table, number, &mut self.next_negatives);
+        (self.number, self.next_number) = (number, number.next());
+        draw(table, self.number, &mut self.negatives);
+        draw(table, self.next_number, &mut self.next_negatives);
     }
 
-    /// On to the next block; returns whether it has a word, and its number.
-    pub fn advance(&mut self, stream: &mut WordStream<'_>, table: &AliasTable) -> Result<Option<BlockNumber>> {
+    /// On to the next block.
+    pub fn advance(&mut self, stream: &mut WordStream<'_>, table: &AliasTable) -> Result<()> {
         self.words.copy_within(self.centres.., 0);
         self.lines.copy_within(self.centres.., 0);
         self.fill(stream, self.words.len() - self.centres)?;
         std::mem::swap(&mut self.negatives, &mut self.next_negatives);
-        let number = self.number;
-        self.number = number.next();
-        draw(table, self.number, &mut self.next_negatives);
-        Ok((self.words[self.window] != NO_ROW).then_some(number))
+        (self.number, self.next_number) = (self.next_number, self.next_number.next());
+        draw(table, self.next_number, &mut self.next_negatives);
+        Ok(())
+    }
+
+    /// Whether the block has a word.
+    pub fn has_words(&self) -> bool {
+        self.words[self.window] != NO_ROW
     }
 
     fn fill(&mut self, stream: &mut WordStream<'_>, from: usize) -> Result<()> {
@@ -169,22 +177,15 @@ impl Windows {
         rows().for_each(|&row| self.uses[row as usize] = 0);
     }
 
-    /// Draws the windows of block `number`: row i of `weights` has the share of a context where it counts as a pair of
+    /// Draws the windows of the block: row i of `weights` has the share of a context where it counts as a pair of
     /// centre i, else 0. Its `band` columns are the contexts from the first that any of the `tile` centres around i may
     /// reach.
-    pub fn pairs(
-        &mut self,
-        number: BlockNumber,
-        subwords: Option<&Subwords>,
-        weights: &mut [f32],
-        band: usize,
-        tile: usize,
-    ) {
+    pub fn pairs(&mut self, subwords: Option<&Subwords>, weights: &mut [f32], band: usize, tile: usize) {
         match subwords {
             None => self.find_shares(),
             Some(subwords) => self.find_shares_of_subwords(subwords),
         }
-        let stream = number.stream(Purpose::Windows);
+        let stream = self.number.stream(Purpose::Windows);
         let mut words = [0; 4];
         for (centre, weights) in weights.chunks_exact_mut(band).enumerate() {
             if centre % 4 == 0 {
@@ -244,7 +245,7 @@ mod tests {
         windows.restore((&words, &vec![0; words.len()], number), &table);
         // Twice: the counts of one block must not reach the next.
         for _ in 0..2 {
-            windows.pairs(number, Some(&subwords), &mut vec![0.0; centres * 16], 16, 12);
+            windows.pairs(Some(&subwords), &mut vec![0.0; centres * 16], 16, 12);
             let places = &words[..centres + 2 * window];
             let mut capped = 0;
             for (place, &word) in places.iter().enumerate().filter(|&(_, &word)| word != NO_ROW) {

@@ -6,6 +6,8 @@ use crate::data::{AliasTable, TextFiles, TextOptions, WordSplit, WordStream, Wor
 use crate::kernels::dispatch::under_every_instruction_set;
 use crate::models::skip_gram::row_set::TableName;
 use crate::models::skip_gram::rows::Frozen;
+use crate::models::skip_gram::subwords::rows_of;
+use crate::models::skip_gram::windows::BlockNumber;
 use crate::rng::{Purpose, Stream};
 
 const NUMBER: BlockNumber = BlockNumber { seed: 3, worker: 1, epoch: 2, block: 0 };
@@ -33,7 +35,9 @@ fn block<'a>(config: &WordTrainingConfig, subwords: Option<&'a Subwords>) -> (Bl
     let table = AliasTable::new(&vec![1.0; vocabulary.len()]);
     let mut block = Block::new(config, subwords);
     block.windows.start(&mut stream, &table, NUMBER).unwrap();
-    assert!(block.windows.advance(&mut stream, &table).unwrap().is_some());
+    block.windows.advance(&mut stream, &table).unwrap();
+    assert!(block.windows.has_words());
+    block.draw_windows();
     (block, vocabulary.len())
 }
 
@@ -86,12 +90,12 @@ fn loss_and_gradients_agree_with_the_plain_formula() {
         under_every_instruction_set(|set| {
             let frozen = |values| Frozen { values, dim: config.dim };
             let mut rows = block.new_gradient();
-            let found = block.compute(NUMBER, frozen(input), frozen(output), &mut rows);
+            let found = block.compute(frozen(input), frozen(output), &mut rows);
             let mut gradient = vec![0.0; tables.len()];
-            rows.for_each(|table, row, values| {
+            block.for_each_word(|table, row, place| {
                 let offset = if table == TableName::Input { 0 } else { input.len() };
                 let into = &mut gradient[offset + row as usize * config.dim..][..config.dim];
-                into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
+                into.iter_mut().zip(rows.row(place)).for_each(|(into, value)| *into += f64::from(*value));
             });
 
             let wide: Vec<f64> = tables.iter().map(|&value| value.into()).collect();
@@ -141,7 +145,7 @@ fn pairs_lie_within_a_line_and_within_the_window() {
     let (mut block, words) = block(&config, None);
     let table = vec![0.0; words * config.dim];
     let frozen = Frozen { values: &table, dim: 7 };
-    block.compute(NUMBER, frozen, frozen, &mut block.new_gradient());
+    block.compute(frozen, frozen, &mut block.new_gradient());
     // The number of each word's line, by the places of the text; empty lines count.
     let lines: Vec<usize> =
         [(0, 5), (1, 1), (3, 10), (4, 3), (5, 7)].iter().flat_map(|&(line, words)| vec![line; words]).collect();
@@ -195,7 +199,7 @@ fn rows_of_subwords_take_the_gradients_of_their_words() {
         under_every_instruction_set(|set| {
             let mut update = block.new_gradient();
             let frozen = |values| Frozen { values, dim };
-            let found = block.compute(NUMBER, frozen(input), frozen(output), &mut update);
+            let found = block.compute(frozen(input), frozen(output), &mut update);
             let loss = |vectors: &[f64]| -> f64 {
                 (0..config.block).map(|centre| centre_loss(&block, objective, centre, vectors, &output_wide)).sum()
             };
@@ -218,10 +222,10 @@ fn rows_of_subwords_take_the_gradients_of_their_words() {
                 }
             }
             let mut gradient = vec![0.0; input.len()];
-            update.for_each(|table, row, values| {
-                if table == TableName::Input {
+            block.for_each_word(|table, word, place| {
+                for &row in rows_of(Some(&subwords), table, &word).iter().filter(|_| table == TableName::Input) {
                     let into = &mut gradient[row as usize * dim..][..dim];
-                    into.iter_mut().zip(values).for_each(|(into, value)| *into += f64::from(*value));
+                    into.iter_mut().zip(update.row(place)).for_each(|(into, value)| *into += f64::from(*value));
                 }
             });
             for (at, (found, expected)) in gradient.iter().zip(&expected).enumerate() {
