@@ -26,5 +26,6 @@ pub mod softmax;
 pub(crate) mod testing;
 mod tile;
 pub(crate) mod transpose;
+pub(crate) mod triangular_product;
 
 pub use dispatch::{InstructionSet, instruction_set};

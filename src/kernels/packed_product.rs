@@ -26,6 +26,9 @@ use crate::params::AlignedBuffer;
 const INNER: usize = 256;
 const COLUMNS: usize = WIDEST * LANES;
 
+/// Room in a panel.
+pub(super) const PANEL_FLOATS: usize = INNER * COLUMNS;
+
 /// Rows of A that pass by before the next panel is packed: they stay in the second-level cache from one panel to the
 /// next, or in the buffer for strips.
 const ROWS: usize = 768;
@@ -42,7 +45,7 @@ const FEW_ROWS: usize = 64;
 const ROWS_AHEAD: usize = 192;
 
 /// Rows of the highest tile.
-const HIGHEST: usize = 12;
+pub(super) const HIGHEST: usize = 12;
 
 /// Rows of a tile as wide as a panel.
 const LOWER: usize = 6;
@@ -52,14 +55,14 @@ thread_local! {
 }
 
 /// Runs `run` with this thread's panel.
-fn with_panel<R>(run: impl FnOnce(&mut [f32]) -> R) -> R {
-    PANEL.with_borrow_mut(|panel| run(panel.get_or_insert_with(|| AlignedBuffer::zeros(INNER * COLUMNS))))
+pub(super) fn with_panel<R>(run: impl FnOnce(&mut [f32]) -> R) -> R {
+    PANEL.with_borrow_mut(|panel| run(panel.get_or_insert_with(|| AlignedBuffer::zeros(PANEL_FLOATS))))
 }
 
 /// Bytes that each thread keeps for its panel.
 #[must_use]
 pub(crate) fn panel_bytes() -> usize {
-    if is_fast() { size_of::<f32>() * INNER * COLUMNS } else { 0 }
+    if is_fast() { size_of::<f32>() * PANEL_FLOATS } else { 0 }
 }
 
 /// Allocates this thread's panel, which its first product would otherwise do.
@@ -138,15 +141,6 @@ pub(crate) fn packed_product(
     if rows == 0 || columns == 0 {
         return;
     }
-    // The stride of a side of length 1 is never used, and may be anything.
-    let stride = |stride: isize, length: usize, unused: usize| {
-        if length <= 1 { unused } else { usize::try_from(stride).expect("packed_product: a stride is negative") }
-    };
-    let factor = |view: &ArrayView2<'_, f32>| Factor {
-        start: view.as_ptr(),
-        row_stride: stride(view.strides()[0], view.nrows(), view.ncols()),
-        column_stride: stride(view.strides()[1], view.ncols(), 1),
-    };
     let row_stride = |strides: &[isize]| {
         assert!(columns == 1 || strides[1] == 1, "packed_product: rows with strides {strides:?} are not contiguous");
         stride(strides[0], rows, columns)
@@ -164,6 +158,20 @@ pub(crate) fn packed_product(
     };
     let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0), is_far: true };
     with_panel(|panel| blocks(factor(&a), factor(&b), c, (rows, inner, columns), panel));
+}
+
+/// A stride as it is multiplied with. That of a side of length 1 is never used, and may be anything.
+fn stride(stride: isize, length: usize, unused: usize) -> usize {
+    if length <= 1 { unused } else { usize::try_from(stride).expect("packed_product: a stride is negative") }
+}
+
+/// Where the elements of a view lie.
+pub(super) fn factor(view: &ArrayView2<'_, f32>) -> Factor {
+    Factor {
+        start: view.as_ptr(),
+        row_stride: stride(view.strides()[0], view.nrows(), view.ncols()),
+        column_stride: stride(view.strides()[1], view.ncols(), 1),
+    }
 }
 
 kernel! {
@@ -222,7 +230,7 @@ fn panels(inner: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> 
 /// # Safety
 /// `b` has these elements to read.
 #[inline(always)]
-unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut [f32]) {
+pub(super) unsafe fn pack<T: Target>(b: Factor, (rows, width): (usize, usize), panel: &mut [f32]) {
     let padded = width.next_multiple_of(LANES);
     let full = width - width % LANES;
     if padded > full {

@@ -19,12 +19,9 @@ use super::dropout::{Masks, Site};
 use super::{slice, slice_mut};
 use crate::kernels::elementwise::dot;
 use crate::kernels::softmax::{causal_probabilities, causal_softmax, softmax_backward};
-use crate::linalg::{Write, gemm};
+use crate::linalg::{Write, causal_products, causal_scores, causal_transposed_products};
 use crate::memory::Room;
 use crate::parallel::Parallelism;
-
-/// A tile's products are too small to be split; the heads are.
-const SEQUENTIAL: Parallelism = Parallelism::SEQUENTIAL;
 
 /// Query rows in a tile.
 pub const TILE: usize = 64;
@@ -132,12 +129,11 @@ fn forward_heads(
             for tile in tiles(length) {
                 let mut p = tile_view(&mut scores, &tile);
                 let q = q.slice(s![tile.clone(), ..]);
-                gemm(1.0, q, k.slice(s![..tile.end, ..]).t(), Write::Replace, p.view_mut(), SEQUENTIAL);
+                causal_scores(q, k.slice(s![..tile.end, ..]), p.view_mut());
                 let flat = slice_mut(&mut p);
                 causal_softmax(flat, tile.end, tile.start + 1, scale, &mut log_sum_exp[tile.clone()]);
                 attention.drop(sequence, head, &tile, flat);
-                let y = y.slice_mut(s![tile.clone(), ..]);
-                gemm(1.0, p.view(), v.slice(s![..tile.end, ..]), Write::Replace, y, SEQUENTIAL);
+                causal_products(p.view(), v.slice(s![..tile.end, ..]), y.slice_mut(s![tile.clone(), ..]));
             }
         }
     }
@@ -248,17 +244,17 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
                     *dot_product = dot(y.to_slice().expect("contiguous"), dy.to_slice().expect("contiguous"));
                 }
                 let mut p = tile_view(&mut scores, &tile);
-                gemm(1.0, q, k.slice(keys).t(), Write::Replace, p.view_mut(), SEQUENTIAL);
+                causal_scores(q, k.slice(keys), p.view_mut());
                 causal_probabilities(slice_mut(&mut p), tile.end, tile.start + 1, scale, &log_sum_exp[tile.clone()]);
                 let mut ds = tile_view(&mut dscores, &tile);
-                gemm(1.0, dy, v.slice(keys).t(), Write::Replace, ds.view_mut(), SEQUENTIAL);
+                causal_scores(dy, v.slice(keys), ds.view_mut());
                 attention.drop(sequence, head, &tile, slice_mut(&mut ds));
                 let row_dots = &row_dots[..tile.len()];
                 softmax_backward(slice(&p.view()), slice_mut(&mut ds), tile.end, tile.start + 1, scale, row_dots);
                 attention.drop(sequence, head, &tile, slice_mut(&mut p));
-                gemm(1.0, p.t(), dy, write, dv.slice_mut(keys), SEQUENTIAL);
-                gemm(1.0, ds.view(), k.slice(keys), Write::Replace, dq.slice_mut(queries), SEQUENTIAL);
-                gemm(1.0, ds.t(), q, write, dk.slice_mut(keys), SEQUENTIAL);
+                causal_transposed_products(p.view(), dy, write, dv.slice_mut(keys));
+                causal_products(ds.view(), k.slice(keys), dq.slice_mut(queries));
+                causal_transposed_products(ds.view(), q, write, dk.slice_mut(keys));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Linear algebra: every BLAS call of the crate is made here.
 
+mod causal;
 #[cfg(all(feature = "openblas", target_os = "linux", target_arch = "x86_64"))]
 mod core;
 pub mod dot;
@@ -10,5 +11,6 @@ pub mod self_check;
 pub mod spectral;
 pub mod threads;
 
+pub(crate) use causal::{causal_products, causal_scores, causal_transposed_products};
 pub use dot::dot;
 pub use gemm::{Write, affine, gemm};
