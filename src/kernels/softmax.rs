@@ -6,11 +6,12 @@
 //! the exponent dominates it.
 //!
 //! In causal rows the work on row r ends at its last valid entry, rounded up to a whole vector: masked entries in
-//! between are set to −∞, whose exponential is 0.
+//! between are set to −∞, whose exponential is 0. How far that is differs from row to row, so that single entries are
+//! masked by comparisons of whole vectors, and nothing is called to clear the rest of a row.
 
 use super::dispatch::{Target, kernel};
 use super::exp::exp_flushed;
-use super::lanes::{LANES, combine, fold, larger, sum};
+use super::lanes::{LANES, Lanes, combine, fold, larger, sum};
 
 /// Rows that [`causal_softmax`] takes through each of its passes together, so that the processor works on the next row
 /// while the result of a reduction is on its way.
@@ -64,16 +65,106 @@ fn covered(row: &mut [f32], valid: usize) -> &mut [f32] {
     &mut row[..covered]
 }
 
-/// As [`covered`]; masked entries become −∞ in it and 0 after it.
-#[inline(always)]
-fn masked(row: &mut [f32], valid: usize) -> &mut [f32] {
-    let covered = valid.next_multiple_of(LANES).min(row.len());
-    let (covered, rest) = row.split_at_mut(covered);
-    rest.fill(0.0);
-    for x in &mut covered[valid..] {
-        *x = f32::NEG_INFINITY;
+/// Sixteen whole words, then sixteen of zeros: from 16 − n on they keep the bits of n lanes.
+const KEEP: [u32; 2 * LANES] = {
+    let mut keep = [0; 2 * LANES];
+    let mut i = 0;
+    while i < LANES {
+        keep[i] = u32::MAX;
+        i += 1;
     }
-    covered
+    keep
+};
+
+/// Overwrites the lanes from `valid` on. How many are valid is something else in every row, which a branch would not
+/// foresee, and comparisons are not made with whole vectors.
+#[inline(always)]
+fn mask(lanes: &mut Lanes, valid: usize, with: f32) {
+    let keep: &[u32; LANES] = KEEP[LANES - valid.min(LANES)..].first_chunk().expect("sixteen words from there on");
+    for i in 0..LANES {
+        lanes[i] = f32::from_bits((lanes[i].to_bits() & keep[i]) | (with.to_bits() & !keep[i]));
+    }
+}
+
+/// Applies `f` to the valid entries of a causal row; the others become 0.
+#[inline(always)]
+fn map_valid(row: &mut [f32], valid: usize, f: impl Fn(f32) -> f32) {
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let valid = valid.saturating_sub(index * LANES);
+        if valid == 0 {
+            *block = [0.0; LANES];
+            continue;
+        }
+        for i in 0..LANES {
+            block[i] = f(block[i]);
+        }
+        mask(block, valid, 0.0);
+    }
+    let valid = valid.saturating_sub(blocks.len() * LANES);
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = if i < valid { f(*x) } else { 0.0 };
+    }
+}
+
+/// The largest valid entry of a causal row, whose masked entries become −∞ up to a whole vector.
+#[inline(always)]
+fn masked_largest(row: &mut [f32], valid: usize) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = covered(row, valid).as_chunks_mut::<LANES>();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        mask(block, valid - index * LANES, f32::NEG_INFINITY);
+        for i in 0..LANES {
+            lanes[i] = larger(block[i], lanes[i]);
+        }
+    }
+    let mut rest_largest = f32::NEG_INFINITY;
+    let valid = valid.saturating_sub(blocks.len() * LANES);
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = if i < valid { *x } else { f32::NEG_INFINITY };
+        rest_largest = larger(*x, rest_largest);
+    }
+    larger(combine(lanes, larger), rest_largest)
+}
+
+/// Σ p·g over the valid entries of a causal row; masked entries of `g` become 0 up to a whole vector.
+#[inline(always)]
+fn masked_dot<T: Target>(p: &[f32], g: &mut [f32], valid: usize) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = covered(g, valid).as_chunks_mut::<LANES>();
+    let (p_blocks, p_rest) = p.as_chunks::<LANES>();
+    for (index, (p, g)) in p_blocks.iter().zip(&mut *blocks).enumerate() {
+        mask(g, valid - index * LANES, 0.0);
+        for i in 0..LANES {
+            lanes[i] = T::multiply_add(p[i], g[i], lanes[i]);
+        }
+    }
+    let mut rest_dot = 0.0;
+    let valid = valid.saturating_sub(blocks.len() * LANES);
+    for (i, (&p, g)) in p_rest.iter().zip(rest).enumerate() {
+        *g = if i < valid { *g } else { 0.0 };
+        rest_dot = T::multiply_add(p, *g, rest_dot);
+    }
+    sum(lanes) + rest_dot
+}
+
+/// Applies `f` to the [`covered`] entries of a causal row; those after them become 0.
+#[inline(always)]
+fn map_covered(row: &mut [f32], valid: usize, f: impl Fn(f32) -> f32) {
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        if index * LANES < valid {
+            for i in 0..LANES {
+                block[i] = f(block[i]);
+            }
+        } else {
+            *block = [0.0; LANES];
+        }
+    }
+    let is_covered = blocks.len() * LANES < valid;
+    for x in rest {
+        *x = if is_covered { f(*x) } else { 0.0 };
+    }
 }
 
 kernel! {
@@ -97,16 +188,14 @@ kernel! {
             let first = group * GROUP;
             let rows = &mut scores[first * width..][..log_sum_exp.len() * width];
             for (j, row) in rows.chunks_exact_mut(width).enumerate() {
-                shifts[j] = scale * largest(masked(row, first_valid + first + j));
+                shifts[j] = scale * masked_largest(row, first_valid + first + j);
             }
             for (j, row) in rows.chunks_exact_mut(width).enumerate() {
                 sums[j] = exponentials::<T>(covered(row, first_valid + first + j), scale, shifts[j]);
             }
             for (j, row) in rows.chunks_exact_mut(width).enumerate() {
                 let factor = 1.0 / sums[j];
-                for p in covered(row, first_valid + first + j) {
-                    *p *= factor;
-                }
+                map_covered(row, first_valid + first + j, |p| p * factor);
             }
             for (j, log_sum_exp) in log_sum_exp.iter_mut().enumerate() {
                 *log_sum_exp = shifts[j] + sums[j].ln();
@@ -126,32 +215,46 @@ kernel! {
         assert_eq!(rows, log_sum_exp.len(), "causal_probabilities: rows of scores and of log_sum_exp");
         assert!(scale > 0.0, "causal_probabilities: scale {scale}");
         for (r, &log_sum_exp) in log_sum_exp.iter().enumerate() {
-            for s in masked(&mut scores[r * width..][..width], first_valid + r) {
-                *s = exp_flushed::<T>(T::multiply_add(scale, *s, -log_sum_exp));
-            }
+            let row = &mut scores[r * width..][..width];
+            map_valid(row, first_valid + r, |s| exp_flushed::<T>(T::multiply_add(scale, s, -log_sum_exp)));
         }
     }
 
     /// Backward pass of [`causal_softmax`]: `gradients`, which comes with d(loss)/dp, becomes d(loss)/ds =
-    /// scale·p·(d(loss)/dp − row_dot) in the valid entries and 0 after them, where `row_dots[r]` is Σ p·d(loss)/dp over
-    /// row r.
+    /// scale·p·(d(loss)/dp − Σ p·d(loss)/dp) in the valid entries and 0 after them.
     ///
     /// # Panics
     /// If the lengths do not agree, or as [`causal_softmax`].
     pub fn softmax_backward<T>(
-        probabilities: &[f32], gradients: &mut [f32], width: usize, first_valid: usize, scale: f32, row_dots: &[f32],
+        probabilities: &[f32], gradients: &mut [f32], width: usize, first_valid: usize, scale: f32,
     ) {
         let rows = causal_rows("softmax_backward", gradients.len(), width, first_valid);
         assert_eq!(probabilities.len(), gradients.len(), "softmax_backward: lengths of probabilities and gradients");
-        assert_eq!(rows, row_dots.len(), "softmax_backward: rows of gradients and of row_dots");
-        for (r, &row_dot) in row_dots.iter().enumerate() {
-            let row = &mut gradients[r * width..][..width];
-            let valid = first_valid + r;
-            let covered = valid.next_multiple_of(LANES).min(width);
-            for (g, &p) in row[..covered].iter_mut().zip(&probabilities[r * width..][..covered]) {
-                *g = scale * p * (*g - row_dot);
+        for first in (0..rows).step_by(GROUP) {
+            let mut dots = [0.0; GROUP];
+            let count = GROUP.min(rows - first);
+            let probabilities = &probabilities[first * width..][..count * width];
+            let gradients = &mut gradients[first * width..][..count * width];
+            for (j, (p, g)) in probabilities.chunks_exact(width).zip(gradients.chunks_exact_mut(width)).enumerate() {
+                dots[j] = masked_dot::<T>(p, g, first_valid + first + j);
             }
-            row[valid..].fill(0.0);
+            for (j, (p, g)) in probabilities.chunks_exact(width).zip(gradients.chunks_exact_mut(width)).enumerate() {
+                let valid = first_valid + first + j;
+                let (p_blocks, p_rest) = p.as_chunks::<LANES>();
+                let (blocks, rest) = g.as_chunks_mut::<LANES>();
+                for (index, (p, g)) in p_blocks.iter().zip(blocks).enumerate() {
+                    if index * LANES < valid {
+                        for i in 0..LANES {
+                            g[i] = scale * p[i] * (g[i] - dots[j]);
+                        }
+                    } else {
+                        *g = [0.0; LANES];
+                    }
+                }
+                for (&p, g) in p_rest.iter().zip(rest) {
+                    *g = if p_blocks.len() * LANES < valid { scale * p * (*g - dots[j]) } else { 0.0 };
+                }
+            }
         }
     }
 
@@ -245,9 +348,7 @@ mod tests {
                     // What the masked part holds must not matter.
                     gradients[r * width..][first_valid + r..width].fill(f32::NAN);
                 }
-                let dot = |r: usize| (0..first_valid + r).map(|i| p[r * width + i] * upstream[r * width + i]).sum();
-                let row_dots: Vec<f32> = (0..rows).map(dot).collect();
-                softmax_backward(&p, &mut gradients, width, first_valid, scale, &row_dots);
+                softmax_backward(&p, &mut gradients, width, first_valid, scale);
                 // The derivatives by differences of a few rows: the first, a middle one, the last.
                 for r in [0, rows / 2, rows - 1] {
                     let valid = first_valid + r;

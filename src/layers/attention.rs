@@ -7,17 +7,16 @@
 //! above the diagonal and the scores take memory for one tile a worker, not T² a head. The forward keeps each row's
 //! ln Σ exp(S); the backward recomputes P from it (Dao et al., "FlashAttention", 2022):
 //!
-//! dV = Pᵀ·dY, dP = dY·Vᵀ, dS = P ∘ (dP − rowsum(dY ∘ Y)) / √D, dQ = dS·K, dK = dSᵀ·Q.
+//! dV = Pᵀ·dY, dP = dY·Vᵀ, dS = P ∘ (dP − rowsum(P ∘ dP)) / √D, dQ = dS·K, dK = dSᵀ·Q.
 //!
 //! Dropout multiplies P by a mask M after the softmax: then Y = (P∘M)·V, dV = (P∘M)ᵀ·dY, dP = (dY·Vᵀ)∘M.
 
 use std::ops::Range;
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayViewMut2, ArrayViewMut3, Axis, s};
+use ndarray::{Array3, ArrayView2, ArrayViewMut2, ArrayViewMut3, Axis, s};
 
 use super::dropout::{Masks, Site};
 use super::{slice, slice_mut};
-use crate::kernels::elementwise::dot;
 use crate::kernels::softmax::{causal_probabilities, causal_softmax, softmax_backward};
 use crate::linalg::{Write, causal_products, causal_scores, causal_transposed_products};
 use crate::memory::Room;
@@ -55,7 +54,6 @@ pub struct AttentionDropout {
 pub struct Scratch {
     scores: Array3<f32>,
     dscores: Array3<f32>,
-    row_dots: Array2<f32>,
 }
 
 impl Scratch {
@@ -70,7 +68,6 @@ impl Scratch {
         Self {
             scores: room.tensor(workers, tile, sequence_length),
             dscores: room.tensor(workers, tile, sequence_length),
-            row_dots: room.matrix(workers, tile),
         }
     }
 }
@@ -139,68 +136,62 @@ fn forward_heads(
     }
 }
 
-/// dQKV ← the gradient of the packed `[Q K V]`, from the forward's output `y`, its `log_sum_exp`, and `dy`.
+/// dQKV ← the gradient of the packed `[Q K V]`, from the forward's `log_sum_exp` and `dy`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     attention: Attention,
     qkv: ArrayView2<'_, f32>,
-    y: ArrayView2<'_, f32>,
     log_sum_exp: ArrayView2<'_, f32>,
     dy: ArrayView2<'_, f32>,
     dqkv: ArrayViewMut2<'_, f32>,
     scratch: &mut Scratch,
     parallelism: Parallelism,
 ) {
-    let width = y.ncols();
+    let width = dy.ncols();
     let (q, kv) = qkv.split_at(Axis(1), width);
     let (k, v) = kv.split_at(Axis(1), width);
     let (dq, dkv) = dqkv.split_at(Axis(1), width);
     let (dk, dv) = dkv.split_at(Axis(1), width);
     let views = Backward {
-        given: [q, k, v, y, dy],
+        given: [q, k, v, dy],
         log_sum_exp,
         gradients: [dq, dk, dv],
         scores: scratch.scores.view_mut(),
         dscores: scratch.dscores.view_mut(),
-        row_dots: scratch.row_dots.view_mut(),
     };
     backward_heads(attention, 0..attention.heads, views, parallelism.count());
 }
 
 /// What the backward of some neighbouring heads reads and writes: their columns, and scratch for their workers.
 struct Backward<'a> {
-    given: [ArrayView2<'a, f32>; 5],
+    given: [ArrayView2<'a, f32>; 4],
     log_sum_exp: ArrayView2<'a, f32>,
     gradients: [ArrayViewMut2<'a, f32>; 3],
     scores: ArrayViewMut3<'a, f32>,
     dscores: ArrayViewMut3<'a, f32>,
-    row_dots: ArrayViewMut2<'a, f32>,
 }
 
 impl Backward<'_> {
     fn split(self, columns: usize, heads: usize, workers: usize) -> (Self, Self) {
-        let [q, k, v, y, dy] = self.given.map(|matrix| matrix.split_at(Axis(1), columns));
+        let [q, k, v, dy] = self.given.map(|matrix| matrix.split_at(Axis(1), columns));
         let [dq, dk, dv] = self.gradients.map(|matrix| matrix.split_at(Axis(1), columns));
         let log_sum_exp = self.log_sum_exp.split_at(Axis(0), heads);
         let scores = self.scores.split_at(Axis(0), workers);
         let dscores = self.dscores.split_at(Axis(0), workers);
-        let row_dots = self.row_dots.split_at(Axis(0), workers);
         (
             Self {
-                given: [q.0, k.0, v.0, y.0, dy.0],
+                given: [q.0, k.0, v.0, dy.0],
                 log_sum_exp: log_sum_exp.0,
                 gradients: [dq.0, dk.0, dv.0],
                 scores: scores.0,
                 dscores: dscores.0,
-                row_dots: row_dots.0,
             },
             Self {
-                given: [q.1, k.1, v.1, y.1, dy.1],
+                given: [q.1, k.1, v.1, dy.1],
                 log_sum_exp: log_sum_exp.1,
                 gradients: [dq.1, dk.1, dv.1],
                 scores: scores.1,
                 dscores: dscores.1,
-                row_dots: row_dots.1,
             },
         )
     }
@@ -220,8 +211,6 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
     }
     let mut scores = views.scores.index_axis_mut(Axis(0), 0);
     let mut dscores = views.dscores.index_axis_mut(Axis(0), 0);
-    let mut row_dots = views.row_dots.row_mut(0);
-    let row_dots = row_dots.as_slice_mut().expect("a row of scratch is contiguous");
     let length = attention.sequence_length;
     let scale = 1.0 / (head_dim as f32).sqrt();
     for (column, head) in heads.enumerate() {
@@ -229,7 +218,7 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
         for sequence in 0..views.given[0].nrows() / length {
             let rows = sequence * length..(sequence + 1) * length;
             let window = s![rows.clone(), columns.clone()];
-            let [q, k, v, y, dy] = views.given.map(|matrix| matrix.slice_move(window));
+            let [q, k, v, dy] = views.given.map(|matrix| matrix.slice_move(window));
             let [dq, dk, dv] = &mut views.gradients;
             let (mut dq, mut dk, mut dv) = (dq.slice_mut(window), dk.slice_mut(window), dv.slice_mut(window));
             let log_sum_exp = views.log_sum_exp.slice_move(s![column, rows]);
@@ -240,17 +229,13 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
                 let keys = s![..tile.end, ..];
                 let queries = s![tile.clone(), ..];
                 let (q, dy) = (q.slice(queries), dy.slice(queries));
-                for ((dot_product, y), dy) in row_dots.iter_mut().zip(y.slice(queries).rows()).zip(dy.rows()) {
-                    *dot_product = dot(y.to_slice().expect("contiguous"), dy.to_slice().expect("contiguous"));
-                }
                 let mut p = tile_view(&mut scores, &tile);
                 causal_scores(q, k.slice(keys), p.view_mut());
                 causal_probabilities(slice_mut(&mut p), tile.end, tile.start + 1, scale, &log_sum_exp[tile.clone()]);
                 let mut ds = tile_view(&mut dscores, &tile);
                 causal_scores(dy, v.slice(keys), ds.view_mut());
                 attention.drop(sequence, head, &tile, slice_mut(&mut ds));
-                let row_dots = &row_dots[..tile.len()];
-                softmax_backward(slice(&p.view()), slice_mut(&mut ds), tile.end, tile.start + 1, scale, row_dots);
+                softmax_backward(slice(&p.view()), slice_mut(&mut ds), tile.end, tile.start + 1, scale);
                 attention.drop(sequence, head, &tile, slice_mut(&mut p));
                 causal_transposed_products(p.view(), dy, write, dv.slice_mut(keys));
                 causal_products(ds.view(), k.slice(keys), dq.slice_mut(queries));

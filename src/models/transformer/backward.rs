@@ -159,7 +159,6 @@ pub(crate) fn backward_encode<'a>(
         attention::backward(
             pass.attention(model, block),
             activations.qkv.slice(rows),
-            attended,
             activations.log_sum_exp.slice(s![.., ..tokens]),
             dlayer.view(),
             dqkv.view_mut(),
