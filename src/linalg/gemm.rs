@@ -29,8 +29,9 @@ pub enum Write {
     Add,
 }
 
-/// Panels begin at multiples of this many rows or columns, which keeps register tiles whole.
-const PANEL: usize = 48;
+/// Panels begin at multiples of this many rows, or columns, which keeps register tiles whole.
+const ROWS: usize = 12;
+const COLUMNS: usize = 32;
 
 /// C ← α·A·B, or C ← C + α·A·B, with A `m × k`, B `k × n`, C `m × n`; transposed views are taken as they are.
 ///
@@ -100,9 +101,9 @@ fn split(
     workers: usize,
 ) {
     let (rows, columns) = c.dim();
-    let side = rows.max(columns);
-    let middle = (side * (workers / 2) / workers).next_multiple_of(PANEL);
-    if workers == 1 || middle >= side {
+    let (side, unit) = if columns >= rows { (columns, COLUMNS) } else { (rows, ROWS) };
+    let middle = middle(side, unit, workers);
+    if workers == 1 || middle == 0 || middle >= side {
         return counted(|| product(alpha, a, b, start, c));
     }
     let (left_workers, right_workers) = (workers / 2, workers - workers / 2);
@@ -115,6 +116,11 @@ fn split(
         || split(alpha, a_left, b_left, start_left, c_left, left_workers),
         || split(alpha, a_right, b_right, start_right, c_right, right_workers),
     );
+}
+
+/// Where half of `workers` leave off, of `side` rows or columns: the multiple of `unit` that is nearest to their share.
+fn middle(side: usize, unit: usize, workers: usize) -> usize {
+    (side * (workers / 2) / workers + unit / 2) / unit * unit
 }
 
 fn product(
@@ -324,6 +330,19 @@ mod tests {
     fn kernels_with_avx512_are_known_by_name() {
         assert!(["SkylakeX", "Cooperlake", "SapphireRapids"].into_iter().all(is_wide_core));
         assert!(!["Haswell", "Zen", "Prescott", "SandyBridge"].into_iter().any(is_wide_core));
+    }
+
+    #[test]
+    fn workers_get_their_share_but_for_half_a_tile() {
+        for unit in [ROWS, COLUMNS] {
+            for workers in 2..6 {
+                for side in 0..3000 {
+                    let (share, middle) = (side * (workers / 2) / workers, middle(side, unit, workers));
+                    assert!(middle.is_multiple_of(unit) && middle.abs_diff(share) <= unit / 2, "{side}: {middle}");
+                }
+            }
+        }
+        assert_eq!([middle(1024, COLUMNS, 2), middle(2048, COLUMNS, 2), middle(2048, ROWS, 2)], [512, 1024, 1020]);
     }
 
     /// With the factor 1 too, without which the crate's own kernel has no part.
