@@ -33,6 +33,9 @@ pub enum Write {
 const ROWS: usize = 12;
 const COLUMNS: usize = 32;
 
+/// A panel of fewer rows or columns is not worth another worker.
+const SMALLEST: usize = 32;
+
 /// C ← α·A·B, or C ← C + α·A·B, with A `m × k`, B `k × n`, C `m × n`; transposed views are taken as they are.
 ///
 /// Split over `parallelism` workers by panels of C along its longer side; the split changes no sum, so results differ
@@ -103,7 +106,7 @@ fn split(
     let (rows, columns) = c.dim();
     let (side, unit) = if columns >= rows { (columns, COLUMNS) } else { (rows, ROWS) };
     let middle = middle(side, unit, workers);
-    if workers == 1 || middle == 0 || middle >= side {
+    if workers == 1 || middle < SMALLEST || side - middle < SMALLEST {
         return counted(|| product(alpha, a, b, start, c));
     }
     let (left_workers, right_workers) = (workers / 2, workers - workers / 2);
@@ -336,7 +339,7 @@ mod tests {
     fn workers_get_their_share_but_for_half_a_tile() {
         for unit in [ROWS, COLUMNS] {
             for workers in 2..6 {
-                for side in 0..3000 {
+                for side in SMALLEST..3000 {
                     let (share, middle) = (side * (workers / 2) / workers, middle(side, unit, workers));
                     assert!(middle.is_multiple_of(unit) && middle.abs_diff(share) <= unit / 2, "{side}: {middle}");
                 }
