@@ -96,8 +96,8 @@ fn map_valid(row: &mut [f32], valid: usize, f: impl Fn(f32) -> f32) {
             *block = [0.0; LANES];
             continue;
         }
-        for i in 0..LANES {
-            block[i] = f(block[i]);
+        for x in &mut *block {
+            *x = f(*x);
         }
         mask(block, valid, 0.0);
     }
@@ -154,8 +154,8 @@ fn map_covered(row: &mut [f32], valid: usize, f: impl Fn(f32) -> f32) {
     let (blocks, rest) = row.as_chunks_mut::<LANES>();
     for (index, block) in blocks.iter_mut().enumerate() {
         if index * LANES < valid {
-            for i in 0..LANES {
-                block[i] = f(block[i]);
+            for x in block {
+                *x = f(*x);
             }
         } else {
             *block = [0.0; LANES];
