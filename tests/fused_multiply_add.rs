@@ -97,7 +97,7 @@ fn the_kernels_that_run_hold_fused_vector_instructions() {
     let functions = functions(&file);
     for kernel in [
         "adamw",
-        "softmax_backward",
+        "causal_probabilities",
         "gelu_with_derivative",
         "layer_norm",
         "layer_norm_backward",

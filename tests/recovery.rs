@@ -292,13 +292,25 @@ fn run_words(trainer: &mut WordTrainer, text: &TextFiles) -> Result<WordSummary>
 
 /// A checkpoint of a new trainer of `config` in `run`, with `value` in the row of the word `thrice`.
 fn planted(run: &Path, text: &TextFiles, config: &WordTrainingConfig, table: &str, value: f32) -> PathBuf {
+    planted_where(|word| word == "thrice", run, text, config, (table, value))
+}
+
+/// A checkpoint of a new trainer of `config` in `run`, with a value in some words' rows of a table.
+fn planted_where(
+    has_value: impl Fn(&str) -> bool,
+    run: &Path,
+    text: &TextFiles,
+    config: &WordTrainingConfig,
+    (table, value): (&str, f32),
+) -> PathBuf {
     let source = tempfile::tempdir().unwrap();
     let mut trainer = word_trainer(text, config);
     let saved = Checkpoint::open(trainer.save(source.path()).unwrap()).unwrap();
     let layout = trainer.model().layout();
     let mut store = saved.load("model", layout).unwrap();
-    let row = trainer.vocabulary().id("thrice").unwrap() as usize;
-    store.slice_mut(layout.find(table).unwrap().id)[8 * row..][..8].fill(value);
+    for (row, _) in trainer.vocabulary().words().enumerate().filter(|(_, word)| has_value(word)) {
+        store.slice_mut(layout.find(table).unwrap().id)[8 * row..][..8].fill(value);
+    }
     let vocabulary = ("vocabulary.txt", saved.file("vocabulary.txt").unwrap().into());
     let folder = RunFolder::open(run).unwrap();
     folder.write(saved.manifest().clone(), layout, &[("model", &store)], &[vocabulary], None).unwrap()
@@ -351,6 +363,25 @@ fn word_embeddings_skip_the_blocks_that_fail_and_are_resumed_exactly() {
         let strict = WordTrainingConfig { non_finite_limit: 0, ..config };
         let mut strict = WordTrainer::resume(&from, Some(strict), Accept::Anything).unwrap().0;
         assert!(matches!(run_words(&mut strict, &text), Err(Error::NonFinite { .. })), "{case}");
+    }
+}
+
+/// All words have such means, and every block fails.
+#[test]
+fn word_embeddings_give_up_after_as_many_failures_in_a_row_as_are_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = corpus(folder.path());
+    for (workers, mode) in [(1, WorkerMode::Deterministic), (2, WorkerMode::Deterministic), (1, WorkerMode::Async)] {
+        let config = WordTrainingConfig { workers, mode, non_finite_limit: 3, ..word_config(OnNonFinite::Skip) };
+        let run = tempfile::tempdir().unwrap();
+        let from = planted_where(|_| true, run.path(), &text, &config, ("input", f32::MAX));
+        let mut trainer = WordTrainer::resume(&from, None, Accept::Exact).unwrap().0;
+        let result = run_words(&mut trainer, &text);
+        // Of 1000 words in each epoch, the fourth block of at most 24 fails.
+        let soon = |step: u64| step < 200;
+        assert!(matches!(result, Err(Error::NonFinite { step, .. }) if soon(step)), "{workers}, {mode:?}: {result:?}");
+        let found = WordTrainer::resume(&from, None, Accept::Exact).unwrap().0;
+        assert_eq!(trainer.model().parameters().values(), found.model().parameters().values(), "{workers} workers");
     }
 }
 

@@ -142,6 +142,7 @@ impl WordTrainer {
             next_report: u64::MAX,
             next_save: u64::MAX,
             reached: 0,
+            is_stopped: false,
             on_progress,
         };
         let (mut skipped, mut rolled_back) = (0, 0);
@@ -202,7 +203,12 @@ impl WordTrainer {
                 watch.next_save = next_save(workers.iter().map(WordWorker::words).sum());
             }
         });
-        *places = places_of(&workers);
+        let reached = places_of(&workers);
+        if *places != reached {
+            // The last blocks of a text are trained on without reading another word, which is what saves are told by.
+            saving.forget();
+            *places = reached;
+        }
         let loss = workers.iter().map(|worker| worker.epoch_loss.loss).sum::<f64>()
             / workers.iter().map(|worker| worker.epoch_loss.pairs).sum::<f64>();
         let words: u64 = workers.iter().map(WordWorker::words).sum();
@@ -276,12 +282,17 @@ struct Watch<F> {
     next_save: u64,
     /// Words of the first worker after the last look: what came before went well.
     reached: u64,
+    /// Whether the callback has stopped the run, even if a block fails before it comes to rest.
+    is_stopped: bool,
     on_progress: F,
 }
 
 impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
     /// Looks at `worker`, as if all `workers` had done the same; returns why they shall come to rest, if they shall.
     fn look(&mut self, worker: &mut WordWorker<'_>, workers: usize) -> Option<Pause> {
+        if self.is_stopped {
+            return Some(Pause::Stop);
+        }
         let words = worker.words() * workers as u64;
         self.reached = worker.words();
         if worker.words() >= self.next_report {
@@ -296,6 +307,7 @@ impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
                 words_per_second: words.saturating_sub(self.first) as f64 / seconds,
             };
             if (self.on_progress)(&progress).is_break() {
+                self.is_stopped = true;
                 return Some(Pause::Stop);
             }
         }
@@ -310,7 +322,15 @@ fn deterministic(
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
     let count = workers.len();
-    let pause = deterministic_rounds(workers, tables, |worker| watch.look(worker, count));
+    let mut reached = watch.reached;
+    let pause = deterministic_rounds(workers, tables, |worker| {
+        reached = watch.reached;
+        watch.look(worker, count)
+    });
+    if !workers[0].failed() && workers.iter().any(WordWorker::failed) {
+        // The last look was in the round that failed.
+        watch.reached = reached;
+    }
     for worker in workers {
         worker.take_error()?;
     }
@@ -333,8 +353,8 @@ fn alone_or_racing(
             worker.prepare();
             if worker.failed() {
                 halt.store(true, Ordering::Relaxed);
-            }
-            if index == 0
+            } else if index == 0
+                && worker.is_ready()
                 && let Ok(mut watching) = watch.lock()
                 && let Some(pause) = watching.0.look(worker, count)
             {

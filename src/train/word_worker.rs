@@ -163,7 +163,7 @@ impl<'a> WordWorker<'a> {
             Ok(is_ready) => self.is_ready = is_ready,
             Err(error) => {
                 self.state = State::Failed;
-                self.error.get_or_insert(error);
+                self.error = Some(error);
             }
         }
     }
