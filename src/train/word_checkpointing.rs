@@ -60,7 +60,7 @@ impl WordTrainer {
     /// [`save_interval`](WordTrainingConfig::save_interval) words of the corpus or so, and keeps the last
     /// [`keep_checkpoints`](WordTrainingConfig::keep_checkpoints).
     ///
-    /// A checkpoint holds both tables, the vocabulary, and each worker's place in the text: the block it is at, the words
+    /// A checkpoint holds both tables, the vocabulary, and each worker's place in the text: the block to come, the words
     /// in sight, its sums of the epoch. These saves go on beside training, as [`Trainer::save_to`](crate::Trainer::save_to)
     /// describes; in asynchronous mode the workers come to rest between two blocks while the state is copied.
     ///

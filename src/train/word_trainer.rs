@@ -121,7 +121,8 @@ impl WordTrainer {
     /// Trains on `corpus` for the configured epochs, the learning rate falling from its start to its end, from where this
     /// trainer is: at the beginning, where a run was stopped, or where its checkpoint was written.
     ///
-    /// `on_progress` is called on a worker thread every 130 thousand words of a worker or so, and may stop the run.
+    /// `on_progress` is called on a worker thread every 130 thousand words of a worker or so, and may stop the run. It must
+    /// not wait for work that it gives to the pool of these threads, which wait for it.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or
