@@ -232,8 +232,8 @@ mod tests {
     }
 
     /// One after the other: what each worker has alone at once, then, worker by worker, what was left.
-    fn rounds_in_turn(workers: &mut [WordWorker<'_>], tables: [Racing<'_>; 2], rounds: u64) -> [usize; 2] {
-        let (mut contested_updates, mut done) = (0, 0);
+    fn rounds_in_turn(workers: &mut [WordWorker<'_>], tables: [Racing<'_>; 2], rounds: u64) -> [usize; 3] {
+        let (mut contested_updates, mut looks, mut done) = (0, 0, 0);
         while done < rounds && workers.iter().any(WordWorker::is_ready) {
             let mut sets = vec![RowSet::EMPTY; WORKERS];
             sets.iter_mut().zip(&*workers).for_each(|(set, worker)| worker.show_rows(set));
@@ -249,9 +249,10 @@ mod tests {
                     contested_updates += 1;
                 });
             }
+            looks += usize::from(workers[0].is_ready());
             done += 1;
         }
-        [contested_updates, done as usize]
+        [contested_updates, looks, done as usize]
     }
 
     #[test]
@@ -281,9 +282,9 @@ mod tests {
                     })
                 });
                 let mut others = prepared(&other_shared);
-                let [contested, done] = rounds_in_turn(&mut others, in_turn, rounds);
+                let [contested, looks, done] = rounds_in_turn(&mut others, in_turn, rounds);
                 assert_eq!(pause, (rounds < u64::MAX).then_some("pause"));
-                assert_eq!(seen as usize, done);
+                assert_eq!(seen as usize, looks);
                 assert!(contested > 10 && (rounds < u64::MAX || done > 500), "{contested} in {done} rounds");
                 for (worker, other) in workers.iter().zip(&others) {
                     assert!(worker.place() == other.place(), "{objective:?}, {rounds} rounds");
