@@ -4,9 +4,15 @@
 //! them on the rayon pool it is called in. The split depends on the number of workers alone, never on which thread is
 //! free, so the same number of workers gives the same bits.
 
+mod awake;
+mod waiting;
+
 use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+
+pub(crate) use awake::{awake, join};
+pub(crate) use waiting::pause;
 
 /// The number of workers an operation is split over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +55,7 @@ fn halve<T: Send>(first: usize, items: &mut [T], work: &(impl Fn(usize, &mut T) 
         _ => {
             let middle = items.len() / 2;
             let (left, right) = items.split_at_mut(middle);
-            rayon::join(|| halve(first, left, work), || halve(first + middle, right, work));
+            join(|| halve(first, left, work), || halve(first + middle, right, work));
         }
     }
 }
@@ -123,7 +129,7 @@ pub fn map_rows<P: SplitRows, R: Send>(
     let left = workers / 2;
     let at = rows * left / workers;
     let (top, bottom) = parts.split_rows(at);
-    let (top, bottom) = rayon::join(
+    let (top, bottom) = join(
         || map_rows(Parallelism(left), at, top, work, combine),
         || map_rows(Parallelism(workers - left), rows - at, bottom, work, combine),
     );

@@ -20,7 +20,7 @@ use super::{slice, slice_mut};
 use crate::kernels::softmax::{causal_probabilities, causal_softmax, softmax_backward};
 use crate::linalg::{Write, causal_products, causal_scores, causal_transposed_products};
 use crate::memory::Room;
-use crate::parallel::Parallelism;
+use crate::parallel::{Parallelism, join};
 
 /// Query rows in a tile.
 pub const TILE: usize = 64;
@@ -106,7 +106,7 @@ fn forward_heads(
         let scores = scores.split_at(Axis(0), left);
         let middle = heads.start + middle;
         let (before, after) = (qkv.map(|pair| pair.0), qkv.map(|pair| pair.1));
-        rayon::join(
+        join(
             || forward_heads(attention, heads.start..middle, before, y.0, log_sum_exp.0, scores.0, left),
             || forward_heads(attention, middle..heads.end, after, y.1, log_sum_exp.1, scores.1, workers - left),
         );
@@ -203,7 +203,7 @@ fn backward_heads(attention: Attention, heads: Range<usize>, mut views: Backward
         let (left, middle) = (workers / 2, heads.len() / 2);
         let (before, after) = views.split(middle * head_dim, middle, left);
         let middle = heads.start + middle;
-        rayon::join(
+        join(
             || backward_heads(attention, heads.start..middle, before, left),
             || backward_heads(attention, middle..heads.end, after, workers - left),
         );

@@ -18,7 +18,7 @@ use super::profile::counted;
 use super::threads::blas_core_name;
 use crate::kernels::packed_product::{Start, is_fast, packed_product};
 pub(crate) use crate::kernels::packed_product::{panel_bytes, prepare_thread};
-use crate::parallel::Parallelism;
+use crate::parallel::{Parallelism, join};
 
 /// What a product does with the former content of its output (the β of BLAS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ fn split(
         if columns >= rows { ((a, a), b.split_at(axis, middle)) } else { (a.split_at(axis, middle), (b, b)) };
     let (c_left, c_right) = c.split_at(axis, middle);
     let (start_left, start_right) = start.split_at(axis, middle);
-    rayon::join(
+    join(
         || split(alpha, a_left, b_left, start_left, c_left, left_workers),
         || split(alpha, a_right, b_right, start_right, c_right, right_workers),
     );

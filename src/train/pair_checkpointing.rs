@@ -18,6 +18,7 @@ use crate::config::{NonFinitePolicy, PairTrainingConfig};
 use crate::data::{PairBatch, PairSource};
 use crate::models::pair_encoder::PairEncoder;
 use crate::optim::LearningRate;
+use crate::parallel::awake;
 use crate::{Error, Result};
 
 /// The kind of checkpoint that this trainer writes.
@@ -157,7 +158,7 @@ impl Engine {
 
     /// One update, or what the policy says where there can be none.
     pub fn guarded_step(&mut self, batch: &PairBatch) -> Result<PairReport> {
-        match self.step(batch) {
+        match awake(|| self.step(batch)) {
             Ok(report) => {
                 self.recovery.reached(report.step);
                 Ok(report)

@@ -5,6 +5,7 @@ use super::report::{StepOutcome, StepReport};
 use crate::checkpoint::check_finite;
 use crate::config::{NonFinitePolicy, OnNonFinite};
 use crate::data::Batch;
+use crate::parallel::awake;
 use crate::{Error, Result};
 
 /// What the policy has done so far.
@@ -108,7 +109,7 @@ impl Recover for Engine {
 impl Engine {
     /// One update, or what the policy says where there can be none.
     pub fn guarded_step(&mut self, batch: &Batch) -> Result<StepReport> {
-        match self.step(batch) {
+        match awake(|| self.step(batch)) {
             Ok(report) => {
                 self.recovery.reached(report.step);
                 Ok(report)

@@ -14,18 +14,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
 
 use super::word_worker::{NO_PANIC, WordWorker};
 use crate::models::skip_gram::row_set::{RowSet, TableName};
 use crate::models::skip_gram::rows::Racing;
 use crate::models::skip_gram::update::Updates;
-
-/// Looks in vain after which a waiting thread lets others have its processor between two looks.
-const SPINS: u32 = 300;
-
-/// Looks after which it sleeps between two: somebody is kept from working, by other programs or by a callback.
-const YIELDS: u32 = 30_000;
+use crate::parallel::pause;
 
 /// What the workers of a run of rounds know of each other.
 struct Meeting<'a> {
@@ -48,17 +42,12 @@ struct Meeting<'a> {
 impl Meeting<'_> {
     /// Waits until `count` workers have arrived; returns whether they have.
     fn wait(&self, arrived: &AtomicU64, count: u64) -> bool {
-        let mut looks = 0_u32;
+        let mut looks = 0;
         while arrived.load(Ordering::Acquire) < count {
             if self.is_broken.load(Ordering::Relaxed) {
                 return false;
             }
-            looks = looks.saturating_add(1);
-            match looks {
-                ..SPINS => std::hint::spin_loop(),
-                SPINS..YIELDS => std::thread::yield_now(),
-                YIELDS.. => std::thread::sleep(Duration::from_micros(100)),
-            }
+            pause(&mut looks);
         }
         true
     }
