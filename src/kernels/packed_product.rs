@@ -18,7 +18,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use super::ahead::Ahead;
 use super::dispatch::{InstructionSet, Target, instruction_set, kernel};
 use super::lanes::{LANES, Lanes};
-use super::tile::{Addend, Factor, Output, WIDEST, product_ahead};
+use super::tile::{Addend, Factor, Output, Squares, WIDEST, product_ahead};
 use super::transpose::transpose_square;
 use crate::params::AlignedBuffer;
 
@@ -117,8 +117,35 @@ impl<'a> Start<'a> {
 pub(crate) fn packed_product(
     a: ArrayView2<'_, f32>,
     b: ArrayView2<'_, f32>,
+    c: ArrayViewMut2<'_, f32>,
+    start: Start<'_>,
+) {
+    compute(a, b, c, start, None);
+}
+
+/// [`packed_product`], and the sum of the squares of C, taken of each tile as soon as it is finished.
+///
+/// # Panics
+/// As [`packed_product`].
+#[track_caller]
+pub(crate) fn packed_product_and_norm(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    c: ArrayViewMut2<'_, f32>,
+    start: Start<'_>,
+) -> f64 {
+    let squares = Squares::default();
+    compute(a, b, c, start, Some(&squares));
+    squares.sum()
+}
+
+#[track_caller]
+fn compute(
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
     mut c: ArrayViewMut2<'_, f32>,
     start: Start<'_>,
+    squares: Option<&Squares>,
 ) {
     let ((rows, inner), columns) = (a.dim(), b.ncols());
     let (row, matrix) = match start {
@@ -156,7 +183,7 @@ pub(crate) fn packed_product(
         Start::Output | Start::Row(_) => &addends[..1],
         Start::RowAndMatrix(..) => &addends[..],
     };
-    let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0), is_far: true };
+    let c = Output { start: c_start, row_stride: output.row_stride, addends, at: (0, 0), is_far: true, squares };
     with_panel(|panel| blocks(factor(&a), factor(&b), c, (rows, inner, columns), panel));
 }
 
@@ -184,8 +211,9 @@ kernel! {
             let rows = ROWS.min(rows - row);
             let mut panels = panels(inner, columns).peekable();
             while let Some((p, column)) = panels.next() {
-                let c = if p == 0 { c } else { Output { addends: &itself, ..c } };
                 let (inner_here, width) = part(p, column);
+                let c = if p == 0 { c } else { Output { addends: &itself, ..c } };
+                let c = if p + inner_here == inner { c } else { Output { squares: None, ..c } };
                 // SAFETY: the blocks lie inside the operands, which the caller made of views, C of a mutable one. The panel has
                 // room for a block of B; where B is read as it lies, its rows have whole sixteens.
                 unsafe {
@@ -296,8 +324,14 @@ unsafe fn multiply<T: Target>(
         let mut tile = [[0.0; LANES]; HIGHEST];
         for row in (0..rows).step_by(HIGHEST) {
             let count = HIGHEST.min(rows - row);
-            let into =
-                Output { start: tile.as_mut_ptr().cast(), row_stride: LANES, addends: &[], at: (0, 0), is_far: false };
+            let into = Output {
+                start: tile.as_mut_ptr().cast(),
+                row_stride: LANES,
+                addends: &[],
+                at: (0, 0),
+                is_far: false,
+                squares: None,
+            };
             product_ahead::<T>(
                 a.from(row, 0),
                 (b.wrapping_add(full * LANES), b_stride),
@@ -309,6 +343,14 @@ unsafe fn multiply<T: Target>(
                 for (column, &sum) in (full * LANES..width).zip(sums) {
                     let added: f32 = c.added(row + i, column).map(|from| *from).sum();
                     *c.start.add((row + i) * c.row_stride + column) = sum + added;
+                }
+                if let Some(squares) = c.squares {
+                    let mut rest = [0.0; LANES];
+                    for (square, column) in rest.iter_mut().zip(full * LANES..width) {
+                        let value = *c.start.add((row + i) * c.row_stride + column);
+                        *square = value * value;
+                    }
+                    squares.add(&rest);
                 }
             }
         }
@@ -371,7 +413,12 @@ mod tests {
                         if let Start::Output = start {
                             c.slice_mut(s![.., 1..=n]).assign(&matrix);
                         }
-                        packed_product(a, b, c.slice_mut(s![.., 1..=n]), start);
+                        let squares = packed_product_and_norm(a, b, c.slice_mut(s![.., 1..=n]), start);
+                        let exact: f64 = c.slice(s![.., 1..=n]).iter().map(|&x| f64::from(x).powi(2)).sum();
+                        assert!(
+                            (squares - exact).abs() <= 1.5e-6 * exact,
+                            "{set:?}, {m} × {n} × {k}: {squares} for {exact}"
+                        );
                         for ((i, j), &found) in c.indexed_iter() {
                             if j == 0 || j > n {
                                 assert!(found.is_nan(), "written outside C at {i}, {j}");

@@ -42,7 +42,7 @@ kernel! {
         let start = c.as_mut_ptr();
         let itself = [Addend { start, row_stride: c_stride }];
         let addends = if accumulate { &itself[..] } else { &[] };
-        let c = Output { start, row_stride: c_stride, addends, at: (0, 0), is_far: false };
+        let c = Output { start, row_stride: c_stride, addends, at: (0, 0), is_far: false, squares: None };
         let shape = (rows, inner, columns / LANES);
         // SAFETY: the last elements of all three were just seen to lie inside their slices, and C is borrowed mutably.
         unsafe { product::<T>(a, (b.as_ptr(), b_stride), c, shape) };

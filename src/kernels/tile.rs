@@ -9,12 +9,26 @@
 //! another thread may be writing to what lies between its rows.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
+
 use super::ahead::Ahead;
 use super::dispatch::{Target, prefetch_for_write, prefetch_near};
 use super::lanes::{LANES, Lanes};
 
 /// Sixteens of columns in the widest tile.
 pub(super) const WIDEST: usize = 4;
+
+/// Runs `$body` for each `$index` below `$limit`, at most 12, unrolled here: LLVM keeps the sums of a tile in registers
+/// only if their indices are constants, and does not reliably unroll loops over so many.
+macro_rules! unroll {
+    ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5 6 7 8 9 10 11) };
+    (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
+        if $number < $limit {
+            let $index = $number;
+            $body
+        }
+    )+};
+}
 
 /// Element (i, j) lies `i·row_stride + j·column_stride` floats after `start`.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +63,46 @@ pub(super) struct Output<'a> {
     pub at: (usize, usize),
     /// Whether it and a matrix to add may lie outside of the caches.
     pub is_far: bool,
+    /// Takes the squares of what is written, if there is such.
+    pub squares: Option<&'a Squares>,
+}
+
+/// A sum of squares, in lanes.
+#[derive(Debug, Default)]
+pub(super) struct Squares(Cell<[f64; LANES]>);
+
+impl Squares {
+    /// Takes the squares of a tile, in f32 within each lane of it: while they are in registers, this takes no time.
+    #[inline(always)]
+    fn take<T: Target, const ROWS: usize, const SIXTEENS: usize>(&self, tile: &[[T::Vector; SIXTEENS]; ROWS]) {
+        let mut squares = [T::splat(0.0); SIXTEENS];
+        unroll!(ROWS, row, {
+            unroll!(SIXTEENS, sixteen, {
+                squares[sixteen] = T::multiply_add_vectors(tile[row][sixteen], tile[row][sixteen], squares[sixteen]);
+            });
+        });
+        for sixteen in 1..SIXTEENS {
+            squares[0] = T::add(squares[0], squares[sixteen]);
+        }
+        let mut lanes = [0.0; LANES];
+        T::store(squares[0], &mut lanes);
+        self.add(&lanes);
+    }
+
+    /// Adds squares.
+    #[inline(always)]
+    pub fn add(&self, squares: &[f32; LANES]) {
+        let mut sums = self.0.get();
+        for (sum, &square) in sums.iter_mut().zip(squares) {
+            *sum += f64::from(square);
+        }
+        self.0.set(sums);
+    }
+
+    /// The sum of all that were taken.
+    pub fn sum(&self) -> f64 {
+        self.0.get().iter().sum()
+    }
 }
 
 impl Output<'_> {
@@ -73,18 +127,6 @@ impl Output<'_> {
         // SAFETY: the addends have the elements that the output has.
         self.addends.iter().map(move |addend| unsafe { addend.start.add(row * addend.row_stride + column) })
     }
-}
-
-/// Runs `$body` for each `$index` below `$limit`, at most 12, unrolled here: LLVM keeps the sums of a tile in registers
-/// only if their indices are constants, and does not reliably unroll loops over so many.
-macro_rules! unroll {
-    ($limit:expr, $index:ident, $body:block) => { unroll!(@ $limit, $index, $body, 0 1 2 3 4 5 6 7 8 9 10 11) };
-    (@ $limit:expr, $index:ident, $body:block, $($number:literal)+) => {$(
-        if $number < $limit {
-            let $index = $number;
-            $body
-        }
-    )+};
 }
 
 /// `ROWS` × `SIXTEENS`·16 elements of C ← A·B + addends.
@@ -143,6 +185,9 @@ unsafe fn tile<T: Target, const ROWS: usize, const SIXTEENS: usize, const IS_TRA
                     sums[row][sixteen] = T::add(sums[row][sixteen], T::load(&*from.add(sixteen)));
                 });
             });
+        }
+        if let Some(squares) = c.squares {
+            squares.take::<T, ROWS, SIXTEENS>(&sums);
         }
         unroll!(ROWS, row, {
             let into = c.start.add(row * c.row_stride).cast::<Lanes>();

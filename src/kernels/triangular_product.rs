@@ -54,7 +54,7 @@ pub(crate) fn triangular_product(
     let start = c.as_mut_ptr();
     let itself = [Addend { start, row_stride }];
     let addends = if accumulate { &itself[..] } else { &[] };
-    let c = Output { start, row_stride, addends, at: (0, 0), is_far: triangle != Triangle::Wanted };
+    let c = Output { start, row_stride, addends, at: (0, 0), is_far: triangle != Triangle::Wanted, squares: None };
     with_panel(|panel| row_blocks(factor(&a), factor(&b), c, (rows, inner, columns), triangle, panel));
 }
 

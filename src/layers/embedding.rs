@@ -3,9 +3,10 @@
 //! The gather writes straight into the first buffer of the residual stream, which is the batch's persistent cache of
 //! input embeddings: allocated once, refilled each step.
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::kernels::elementwise::add_assign;
+use crate::kernels::reduce::squared_norm;
 
 /// x ← the embedded `ids`, sequences of `sequence_length` tokens one after the other.
 ///
@@ -25,21 +26,25 @@ pub fn forward(
     }
 }
 
-/// Adds the gradient of x to the rows of the token table it was gathered from, in token order.
-pub fn backward_tokens(ids: &[u32], dx: ArrayView2<'_, f32>, mut dtokens: ArrayViewMut2<'_, f32>) {
+/// Adds the gradient of x to the rows of the token table it was gathered from, in token order. Returns by how much the
+/// squared norm of the table's gradient grows.
+pub fn backward_tokens(ids: &[u32], dx: ArrayView2<'_, f32>, mut dtokens: ArrayViewMut2<'_, f32>) -> f64 {
+    let mut difference = 0.0;
     for (&id, dx) in ids.iter().zip(dx.rows()) {
-        add_row(dtokens.row_mut(id as usize), dx);
+        let mut row = dtokens.row_mut(id as usize);
+        let sum = row.as_slice_mut().expect("rows are contiguous");
+        difference -= squared_norm(sum);
+        add_assign(sum, dx.to_slice().expect("rows are contiguous"));
+        difference += squared_norm(sum);
     }
+    difference
 }
 
 /// Adds the gradient of x to the rows of the position table, in token order.
 pub fn backward_positions(sequence_length: usize, dx: ArrayView2<'_, f32>, mut dpositions: ArrayViewMut2<'_, f32>) {
     for (index, dx) in dx.rows().into_iter().enumerate() {
-        add_row(dpositions.row_mut(index % sequence_length), dx);
+        let mut sum = dpositions.row_mut(index % sequence_length);
+        let sum = sum.as_slice_mut().expect("rows are contiguous");
+        add_assign(sum, dx.to_slice().expect("rows are contiguous"));
     }
-}
-
-fn add_row(mut sum: ArrayViewMut1<'_, f32>, row: ArrayView1<'_, f32>) {
-    let sum = sum.as_slice_mut().expect("rows are contiguous");
-    add_assign(sum, row.to_slice().expect("rows are contiguous"));
 }

@@ -13,4 +13,4 @@ pub mod threads;
 
 pub(crate) use causal::{causal_products, causal_scores, causal_transposed_products};
 pub use dot::dot;
-pub use gemm::{Write, affine, gemm};
+pub use gemm::{Write, affine, gemm, gemm_and_norm};

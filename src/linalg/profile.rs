@@ -20,11 +20,12 @@ pub fn time_in_products() -> Duration {
 
 /// Counts the time of `product` if counting is on.
 #[inline]
-pub(super) fn counted(product: impl FnOnce()) {
+pub(super) fn counted<R>(product: impl FnOnce() -> R) -> R {
     if !ENABLED.load(Relaxed) {
         return product();
     }
     let start = Instant::now();
-    product();
+    let result = product();
     NANOSECONDS.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+    result
 }

@@ -63,8 +63,8 @@ impl OptimizerState {
                 };
                 let second = second.values_mut().par_chunks_mut(CHUNK);
                 (parameters, gradients, first, second).into_par_iter().enumerate().for_each(|(chunk, (p, g, m, v))| {
-                    for (range, decay) in decay_ranges(layout, chunk * CHUNK, p.len()) {
-                        let weight_decay = if decay { config.weight_decay } else { 0.0 };
+                    for (range, spec) in layout.parts_of(chunk * CHUNK..chunk * CHUNK + p.len()) {
+                        let weight_decay = if spec.decay { config.weight_decay } else { 0.0 };
                         let step = AdamwStep { weight_decay, ..adamw_step };
                         let (p, g) = (&mut p[range.clone()], &g[range.clone()]);
                         adamw(p, g, &mut m[range.clone()], &mut v[range], &step);
@@ -80,8 +80,8 @@ impl OptimizerState {
                     nesterov: config.nesterov,
                 };
                 (parameters, gradients, first).into_par_iter().enumerate().for_each(|(chunk, (p, g, m))| {
-                    for (range, decay) in decay_ranges(layout, chunk * CHUNK, p.len()) {
-                        let weight_decay = if decay { config.weight_decay } else { 0.0 };
+                    for (range, spec) in layout.parts_of(chunk * CHUNK..chunk * CHUNK + p.len()) {
+                        let weight_decay = if spec.decay { config.weight_decay } else { 0.0 };
                         let step = SgdStep { weight_decay, ..sgd_step };
                         sgd_momentum(&mut p[range.clone()], &g[range.clone()], &mut m[range], &step);
                     }
@@ -98,50 +98,10 @@ impl OptimizerState {
     }
 }
 
-/// The parts of a chunk of the flat buffer that belong to one parameter each, relative to the chunk, and whether weight
-/// decay applies to them.
-fn decay_ranges(
-    layout: &ParameterLayout,
-    start: usize,
-    length: usize,
-) -> impl Iterator<Item = (std::ops::Range<usize>, bool)> {
-    let specs = layout.specs();
-    let first = specs.partition_point(|spec| spec.id.range().end <= start);
-    specs[first..].iter().map_while(move |spec| {
-        let range = spec.id.range();
-        let range = range.start.max(start)..range.end.min(start + length);
-        (range.start < range.end).then(|| (range.start - start..range.end - start, spec.decay))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::params::Initialisation;
-
-    #[test]
-    fn ranges_cover_every_parameter_once_with_its_own_decay() {
-        let mut layout = ParameterLayout::default();
-        layout.matrix("a", 5, 7, Initialisation::Zeros);
-        layout.vector("b", 3, Initialisation::Zeros);
-        layout.matrix("c", 4, 16, Initialisation::Zeros);
-        for chunk in [1, 7, 16, 33, 50, 1000] {
-            let mut seen = vec![None; layout.buffer_length()];
-            let mut start = 0;
-            while start < layout.buffer_length() {
-                let length = chunk.min(layout.buffer_length() - start);
-                for (range, decay) in decay_ranges(&layout, start, length) {
-                    for index in range {
-                        assert_eq!(seen[start + index].replace(decay), None);
-                    }
-                }
-                start += length;
-            }
-            for spec in layout.specs() {
-                assert!(spec.id.range().all(|index| seen[index] == Some(spec.decay)), "{} by {chunk}", spec.name);
-            }
-        }
-    }
 
     #[test]
     fn weight_decay_leaves_vectors_alone() {

@@ -40,12 +40,6 @@ impl ParameterId {
         self.start..self.start + self.rows * self.columns
     }
 
-    /// Where some of its rows lie in a flat buffer.
-    pub(crate) fn rows(self, rows: Range<usize>) -> Range<usize> {
-        debug_assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        self.start + rows.start * self.columns..self.start + rows.end * self.columns
-    }
-
     /// Its position in the layout's order.
     #[must_use]
     pub fn index(self) -> usize {
@@ -113,6 +107,16 @@ impl ParameterLayout {
         self.specs.iter().find(|spec| spec.name == name)
     }
 
+    /// The parts of the floats `range` of a buffer that belong to one parameter each, relative to its start.
+    pub(crate) fn parts_of(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &ParameterSpec)> {
+        let first = self.specs.partition_point(|spec| spec.id.range().end <= range.start);
+        self.specs[first..].iter().map_while(move |spec| {
+            let place = spec.id.range();
+            let part = place.start.max(range.start)..place.end.min(range.end);
+            (part.start < part.end).then(|| (part.start - range.start..part.end - range.start, spec))
+        })
+    }
+
     /// Floats in a buffer of this layout, the zeros between parameters included.
     #[must_use]
     pub fn buffer_length(&self) -> usize {
@@ -149,6 +153,30 @@ impl ParameterLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_cover_every_parameter_once() {
+        let mut layout = ParameterLayout::default();
+        layout.matrix("a", 5, 7, Initialisation::Zeros);
+        layout.vector("b", 3, Initialisation::Zeros);
+        layout.matrix("c", 4, 16, Initialisation::Zeros);
+        for chunk in [1, 7, 16, 33, 50, 1000] {
+            let mut seen = vec![None; layout.buffer_length()];
+            let mut start = 0;
+            while start < layout.buffer_length() {
+                let length = chunk.min(layout.buffer_length() - start);
+                for (part, spec) in layout.parts_of(start..start + length) {
+                    for index in part {
+                        assert_eq!(seen[start + index].replace(spec.id), None);
+                    }
+                }
+                start += length;
+            }
+            for spec in layout.specs() {
+                assert!(spec.id.range().all(|index| seen[index] == Some(spec.id)), "{} by {chunk}", spec.name);
+            }
+        }
+    }
 
     #[test]
     fn parameters_follow_each_other_on_cache_lines() {

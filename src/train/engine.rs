@@ -95,7 +95,7 @@ impl Engine {
             for_each_indexed(&mut self.shards, &|part, shard| shard.train(step, start..end, (part, parts), is_last));
             start = end;
         }
-        let gradient_norm = reduce(&mut self.shards);
+        let gradient_norm = reduce(&mut self.shards, self.model.layout());
         let sum = self.shards.iter().fold(LossSum::default(), |sum, shard| sum + shard.sum);
         let loss = sum.loss / targets as f64;
         self.check_finite(loss, gradient_norm)?;

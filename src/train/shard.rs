@@ -12,7 +12,7 @@ use crate::loss::cross_entropy::{CrossEntropy, LossSum};
 use crate::memory::Room;
 use crate::models::transformer::{GradientOutput, Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
 use crate::parallel::{Parallelism, part_of};
-use crate::params::{ChunkNorms, ParameterLayout, ParameterStore};
+use crate::params::{GradientNorms, ParameterLayout, ParameterStore};
 
 /// A model with more values than this has its operations split, since a second gradient buffer would cost more time to
 /// fill and add than split products lose.
@@ -68,7 +68,7 @@ pub(super) struct Shard {
     parallelism: Parallelism,
     pub gradients: ParameterStore,
     /// The norms of `gradients`, as far as they are known.
-    pub norms: ChunkNorms,
+    pub norms: GradientNorms,
     /// Whether `gradients` holds anything of the current step.
     pub has_gradients: bool,
     /// The sums of the current step.
@@ -95,7 +95,7 @@ impl Shard {
                 workspace: workspace(&Rooms::default(), config, training, (shard, shards), parallelism),
                 parallelism,
                 gradients: ParameterStore::zeros(layout),
-                norms: ChunkNorms::within(&Room::default(), layout.buffer_length()),
+                norms: GradientNorms::within(&Room::default(), layout),
                 has_gradients: false,
                 sum: LossSum::default(),
             })
@@ -113,7 +113,7 @@ impl Shard {
         let (shards, parallelism) = split(training, layout);
         for shard in 0..shards {
             workspace(rooms, config, training, (shard, shards), parallelism);
-            ChunkNorms::within(&rooms.scratch, layout.buffer_length());
+            GradientNorms::within(&rooms.scratch, layout);
         }
         shards
     }

@@ -1,7 +1,5 @@
 //! The backward pass: the forward's list reversed.
 
-use std::ops::Range;
-
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::Model;
@@ -11,16 +9,10 @@ use super::workspace::{Workspace, first};
 use crate::layers::dropout::Site;
 use crate::layers::layer_norm::Statistics;
 use crate::layers::{attention, embedding, feed_forward, layer_norm, linear, slice_mut};
-use crate::linalg::{Write, gemm};
+use crate::linalg::{Write, gemm, gemm_and_norm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
-use crate::params::{ChunkNorms, ParameterId, ParameterStore};
-
-/// Floats of the token table whose gradient is finished at a time, before their norm is taken: 8 MiB, which the
-/// third-level cache keeps.
-const TABLE_PART: usize = 1 << 21;
-
-/// Rows of the token table that share the panels of a product, for each worker.
-const ROWS: usize = 768;
+use crate::parallel::Parallelism;
+use crate::params::{GradientNorms, ParameterId, ParameterStore};
 
 /// Where the gradient of every parameter goes.
 pub(crate) struct GradientOutput<'a> {
@@ -28,14 +20,16 @@ pub(crate) struct GradientOutput<'a> {
     /// Whether it replaces what is there or is added to it.
     pub write: Write,
     /// Norms to take of what is written, if nothing is going to be added to it.
-    pub norms: Option<&'a mut ChunkNorms>,
+    pub norms: Option<&'a mut GradientNorms>,
 }
 
 impl GradientOutput<'_> {
-    /// The rows `rows` of the parameter `id` are written.
-    fn finished(&mut self, id: ParameterId, rows: Range<usize>) {
-        if let Some(norms) = &mut self.norms {
-            norms.take(self.values.values(), id.rows(rows));
+    /// Writes A·B to the gradient of the parameter `id`, or adds it.
+    fn product(&mut self, id: ParameterId, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, parallelism: Parallelism) {
+        let gradient = self.values.matrix_mut(id);
+        match &mut self.norms {
+            Some(norms) => norms.tell(id, gemm_and_norm(a, b, self.write, gradient, parallelism)),
+            None => gemm(1.0, a, b, self.write, gradient, parallelism),
         }
     }
 }
@@ -82,8 +76,7 @@ fn score(
     let activation_gradients = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let chunk_rows = workspace.scores.nrows();
     let mut sum = LossSum::default();
-    let mut write = output.write;
-    let all = targets.len();
+    let write = output.write;
     for (chunk, targets) in targets.chunks(chunk_rows).enumerate() {
         let range = chunk * chunk_rows..chunk * chunk_rows + targets.len();
         let normalised = workspace.normalised.slice(s![range.clone(), ..]);
@@ -92,20 +85,10 @@ fn score(
         sum = sum + loss.replace_by_gradient(scores.view_mut(), targets, weight, pass.parallelism);
         let dnormalised = activation_gradients.layer.slice_mut(s![range, ..]);
         gemm(1.0, scores.view(), table, Write::Replace, dnormalised, pass.parallelism);
-        let is_last = chunk * chunk_rows + targets.len() == all;
-        let part = (TABLE_PART / table.ncols()).next_multiple_of(ROWS * pass.parallelism.count());
-        for start in (0..table.nrows()).step_by(part) {
-            let rows = start..table.nrows().min(start + part);
-            let mut dtable = output.values.matrix_mut(model.ids.tokens);
-            let dtable = dtable.slice_mut(s![rows.clone(), ..]);
-            let dscores = scores.slice(s![.., rows.clone()]);
-            gemm(1.0, dscores.t(), normalised, write, dtable, pass.parallelism);
-            if is_last {
-                output.finished(model.ids.tokens, rows);
-            }
-        }
-        write = Write::Add;
+        output.product(model.ids.tokens, scores.t(), normalised, pass.parallelism);
+        output.write = Write::Add;
     }
+    output.write = write;
     sum
 }
 
@@ -115,9 +98,9 @@ fn backward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32], output: G
     let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let mut dresidual = first(&mut buffers.residual, ids.len());
     pass.drop(Site::Embedding, model.config.embedding_dropout, model.config.dim, slice_mut(&mut dresidual));
-    embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
+    let difference = embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
     if let Some(norms) = &mut norms {
-        ids.iter().for_each(|&id| norms.changes(model.ids.tokens.rows(id as usize..id as usize + 1)));
+        norms.change(model.ids.tokens, difference);
     }
     let dpositions = gradients.matrix_mut(model.ids.positions);
     embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
@@ -185,8 +168,7 @@ impl Layers<'_, '_> {
         linear::backward_input(dy, self.model.parameters.matrix(ids.weight), dx, parallelism);
         let GradientOutput { values, write, .. } = &mut self.output;
         linear::backward_bias(dy, values.slice_mut(ids.bias), *write);
-        linear::backward_weight(x, dy, values.matrix_mut(ids.weight), *write, parallelism);
-        self.output.finished(ids.weight, 0..x.ncols());
+        self.output.product(ids.weight, x.t(), dy, parallelism);
     }
 
     fn norm(
