@@ -1,8 +1,8 @@
 //! Workers that stay awake while a step is made.
 //!
-//! A rayon thread that finds no work for some microseconds goes to sleep, and to wake it takes some tens of them. Most
-//! operations of a step are as short as that, and between those that are shared lie some that are not. So while [`awake`]
-//! runs a step, the pool's other threads look for work without a pause, and [`join`] awaits them in the same way.
+//! A rayon thread that finds no work for some microseconds goes to sleep, and to wake it takes some tens of them. Where
+//! workers share hundreds of operations in a step, and others that are not shared lie between them, that adds up. So while
+//! [`awake`] runs a step, the pool's other threads look for work without a pause, and [`join`] awaits them in the same way.
 //!
 //! A thread that looks for work does not return before the step ends. It must therefore begin with nothing beneath it
 //! that the step may wait for: all begin before the step does, and one that comes late leaves at once.

@@ -23,8 +23,12 @@ pub(super) fn reduce(shards: &mut [Shard], layout: &ParameterLayout) -> f64 {
     let chunks = first.gradients.values_mut().par_chunks_mut(CHUNK).zip(places);
     chunks.enumerate().for_each(|(chunk, (sums, norm))| {
         let start = chunk * CHUNK;
-        let unknown = layout.parts_of(start..start + sums.len()).filter(|(_, spec)| known[spec.id.index()].is_nan());
-        *norm = unknown.map(|(part, _)| add_others(&mut sums[part.clone()], start + part.start, others)).sum();
+        *norm = if others.is_empty() {
+            let parts = layout.parts_of(start..start + sums.len());
+            parts.filter(|(_, spec)| known[spec.id.index()].is_nan()).map(|(part, _)| squared_norm(&sums[part])).sum()
+        } else {
+            add_others(sums, start, others)
+        };
     });
     first.norms.norm()
 }
