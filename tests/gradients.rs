@@ -86,6 +86,9 @@ fn linear_layer() {
         linear::backward_weight(x.view(), dy.view(), dw.view_mut(), Write::Add, ONE);
         linear::backward_bias(dy.view(), &mut db, Write::Add);
         approx::assert_abs_diff_eq!(&dw, &(2.0 * &once), epsilon = 1e-4);
+        let norm = linear::backward_weight_and_norm(x.view(), dy.view(), dw.view_mut(), Write::Replace, ONE);
+        assert_eq!(dw, once);
+        approx::assert_relative_eq!(norm as f32, once.iter().map(|x| x * x).sum::<f32>(), max_relative = 1e-5);
         assert!(db.iter().zip(&bias_once).all(|(twice, once)| (twice - 2.0 * once).abs() < 1e-4));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::parallel::{Parallelism, SplitRows};
+use crate::parallel::{Parallelism, SplitRows, join};
 
 /// No distinct id of the batch.
 const ABSENT: u32 = u32::MAX;
@@ -185,7 +185,7 @@ impl DistinctIds {
         }
         let at = cut(middle, first);
         let (top, bottom) = part.split_rows(at);
-        rayon::join(
+        join(
             || self.split(left, range.start..middle, first, top, cut, work),
             || self.split(workers - left, middle..range.end, first + at as u32, bottom, cut, work),
         );

@@ -6,7 +6,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::slice;
 use crate::kernels::elementwise::sum_rows;
-use crate::linalg::{Write, affine, gemm};
+use crate::linalg::{Write, affine, gemm, gemm_and_norm};
 use crate::parallel::Parallelism;
 
 /// y ← x·W + b.
@@ -51,6 +51,17 @@ pub fn backward_weight(
     parallelism: Parallelism,
 ) {
     gemm(1.0, x.t(), dy, write, dweight, parallelism);
+}
+
+/// As [`backward_weight`]; returns the sum of the squares of dW, as [`gemm_and_norm`] takes it.
+pub fn backward_weight_and_norm(
+    x: ArrayView2<'_, f32>,
+    dy: ArrayView2<'_, f32>,
+    dweight: ArrayViewMut2<'_, f32>,
+    write: Write,
+    parallelism: Parallelism,
+) -> f64 {
+    gemm_and_norm(x.t(), dy, write, dweight, parallelism)
 }
 
 /// db ← the column sums of dy, or added.

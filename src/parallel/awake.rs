@@ -2,19 +2,23 @@
 //!
 //! A rayon thread that finds no work for some microseconds goes to sleep, and to wake it takes some tens of them. Where
 //! workers share hundreds of operations in a step, and others that are not shared lie between them, that adds up. So while
-//! [`awake`] runs a step, the pool's other threads look for work without a pause, and [`join`] awaits them in the same way.
+//! [`awake`] runs a step, the pool's other threads look for work all the time (see [`pause`]), and [`join`] awaits them in
+//! the same way.
 //!
 //! A thread that looks for work does not return before the step ends. It must therefore begin with nothing beneath it
-//! that the step may wait for: all begin before the step does, and one that comes late leaves at once.
+//! that the step may wait for: all begin before the step does, and one that comes late leaves at once. It takes
+//! whatever job of the pool comes first, one that a callback has left there too, and the step ends no sooner than that.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
 use super::waiting::pause;
 
-/// Looks for the others before a step begins without those that are not there: as many microseconds, or so.
-const PATIENCE: u32 = 400;
+/// How long a step waits for threads to wake before it begins without them.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Looks for the other half of a [`join`] before the wait is left to rayon.
 const LOOKS: u32 = 2_000;
@@ -32,8 +36,8 @@ struct Watch {
 impl Watch {
     /// Begins the step once `others` threads have come, or not much later.
     fn begin(&self, others: usize) {
-        let mut looks = 0;
-        while self.state.load(Ordering::Relaxed) < others && looks < PATIENCE {
+        let (start, mut looks) = (Instant::now(), 0);
+        while self.state.load(Ordering::Relaxed) < others && start.elapsed() < PATIENCE {
             pause(&mut looks);
         }
         self.state.fetch_or(BEGUN, Ordering::AcqRel);
@@ -53,12 +57,16 @@ impl Watch {
         while self.state.load(Ordering::Acquire) & BEGUN == 0 {
             pause(&mut looks);
         }
+        #[cfg(test)]
+        tests::WATCHES.set(true);
         while !self.has_ended.load(Ordering::Acquire) {
             match rayon::yield_now() {
                 Some(Yield::Executed) => looks = 0,
                 _ => pause(&mut looks),
             }
         }
+        #[cfg(test)]
+        tests::WATCHES.set(false);
     }
 }
 
@@ -71,10 +79,17 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// Runs `step` while the other threads of the pool it is called in stay awake. Allocates nothing.
+/// Whether each of `threads` can have a processor of its own. One without would take time from those that work.
+fn have_processors(threads: usize) -> bool {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    threads <= *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Runs `step` while the other threads of the pool it is called in stay awake, if there is a processor for each. Allocates
+/// nothing once it has been called.
 pub(crate) fn awake<R: Send>(step: impl FnOnce() -> R + Send) -> R {
     let others = rayon::current_thread_index().map_or(0, |_| rayon::current_num_threads() - 1);
-    if others == 0 {
+    if others == 0 || !have_processors(others + 1) {
         return step();
     }
     let watch = Watch::default();
@@ -86,7 +101,8 @@ pub(crate) fn awake<R: Send>(step: impl FnOnce() -> R + Send) -> R {
     join(run, || watch.keep(others)).0
 }
 
-/// As [`rayon::join`], but while another thread works on `right` it is awaited without sleeping, for a while.
+/// As [`rayon::join`], but while another thread works on `right` it is awaited without sleeping, for a while. Unlike rayon's,
+/// the waiting thread takes no part of the other's work meanwhile: there should be no more parts than threads.
 pub(crate) fn join<A: Send, B: Send>(left: impl FnOnce() -> A + Send, right: impl FnOnce() -> B + Send) -> (A, B) {
     const TAKEN: u8 = 1;
     const DONE: u8 = 2;
@@ -111,12 +127,17 @@ pub(crate) fn join<A: Send, B: Send>(left: impl FnOnce() -> A + Send, right: imp
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::cell::Cell;
 
     use rayon::{ThreadPool, ThreadPoolBuilder};
 
     use super::*;
     use crate::parallel::for_each_indexed;
+
+    thread_local! {
+        /// Whether the thread stays awake for a step.
+        pub(super) static WATCHES: Cell<bool> = const { Cell::new(false) };
+    }
 
     fn pool(threads: usize) -> ThreadPool {
         ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
@@ -149,6 +170,27 @@ mod tests {
             }
             assert_eq!(items, (0..2 * threads).map(|index| 1000 * index).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn halves_are_taken_by_a_thread_that_is_awake() {
+        if !have_processors(2) {
+            return;
+        }
+        let pool = pool(2);
+        let is_taken = || {
+            let begun = AtomicBool::new(false);
+            let wait = || {
+                comes(|| begun.load(Ordering::Acquire));
+            };
+            let take = || {
+                begun.store(true, Ordering::Release);
+                WATCHES.get()
+            };
+            pool.install(|| awake(|| join(wait, take).1))
+        };
+        assert!((0..1000).any(|_| is_taken()));
+        assert!(!pool.broadcast(|_| WATCHES.get()).contains(&true));
     }
 
     #[test]
@@ -193,7 +235,7 @@ mod tests {
 
     #[test]
     fn panics_pass_and_leave_the_pool_usable() {
-        let pool = pool(3);
+        let pool = pool(2);
         let run = |work: &(dyn Fn() + Sync)| {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(|| awake(work)))).is_err()
         };

@@ -7,6 +7,9 @@ use super::{ParameterId, ParameterLayout};
 /// Floats that one worker takes at a time in passes over all parameters: 64 KiB a buffer.
 pub(crate) const CHUNK: usize = 1 << 14;
 
+/// Sums of fewer than 10¹² squares below this may have lost some to the smallest f32, of 10⁻³⁸.
+const SMALLEST: f64 = 1e-20;
+
 /// Squared norms: those of whole parameters, which who writes a gradient may tell, and those of what is left of each chunk
 /// of the buffer.
 #[derive(Debug)]
@@ -28,15 +31,18 @@ impl GradientNorms {
         self.parameters.fill(f64::NAN);
     }
 
-    /// Takes note of the squared norm of the parameter `id`, all of which is written. One that is not finite is left to be
-    /// taken again: squares overflow before values do.
+    /// Takes note of the squared norm of the parameter `id`, all of which is written, taken in f32 in part. One that may have
+    /// overflowed or vanished is left to be taken again.
     pub fn tell(&mut self, id: ParameterId, squared_norm: f64) {
-        self.parameters[id.index()] = if squared_norm.is_finite() { squared_norm } else { f64::NAN };
+        let is_exact = squared_norm.is_finite() && squared_norm >= SMALLEST;
+        self.parameters[id.index()] = if is_exact { squared_norm } else { f64::NAN };
     }
 
-    /// Takes note of by how much the squared norm of the parameter `id` changes, if it is known.
+    /// Takes note of by how much the squared norm of the parameter `id` changes, if it is known. What nearly cancels is left
+    /// to be taken again.
     pub fn change(&mut self, id: ParameterId, difference: f64) {
-        self.parameters[id.index()] += difference;
+        let norm = &mut self.parameters[id.index()];
+        *norm = if *norm + difference >= 0.25 * *norm { *norm + difference } else { f64::NAN };
     }
 
     /// The squared norm of each parameter, NaN where it is not known, and the chunks' places for the rest.
@@ -59,7 +65,8 @@ mod tests {
     #[test]
     fn what_is_told_counts_besides_the_chunks_and_infinity_does_not() {
         let mut layout = ParameterLayout::default();
-        let [a, b, c] = ["a", "b", "c"].map(|name| layout.matrix(name, 300, 100, Initialisation::Zeros));
+        let [a, b, c, d, e] =
+            ["a", "b", "c", "d", "e"].map(|name| layout.matrix(name, 300, 100, Initialisation::Zeros));
         let mut norms = GradientNorms::within(&Room::default(), &layout);
         norms.forget();
         norms.tell(a, 9.0);
@@ -67,13 +74,16 @@ mod tests {
         norms.tell(b, f64::INFINITY);
         norms.change(a, -5.0);
         norms.change(c, 1.0);
+        norms.tell(d, 1e-21);
+        norms.tell(e, 1.0);
+        norms.change(e, -0.8);
         let (known, chunks) = norms.places();
         assert_eq!(known[0], 4.0);
         assert!(known[1..].iter().all(|norm| norm.is_nan()));
-        assert_eq!(chunks.len(), 6);
+        assert_eq!(chunks.len(), 10);
         chunks.fill(2.0);
-        assert_eq!(norms.norm(), 4.0);
+        assert_eq!(norms.norm(), 24_f64.sqrt());
         norms.forget();
-        assert_eq!(norms.norm(), 12_f64.sqrt());
+        assert_eq!(norms.norm(), 20_f64.sqrt());
     }
 }

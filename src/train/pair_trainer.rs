@@ -186,7 +186,8 @@ impl PairTrainer {
 
     /// Trains on the batches of `source` until the configured end, from the step this trainer is at.
     ///
-    /// After every step `on_progress` is called, on a worker thread, and may stop the run.
+    /// After every step `on_progress` is called, on a worker thread, and may stop the run. Jobs that it leaves in the
+    /// workers' pool may hold up the next steps, and must not wait for them.
     ///
     /// # Errors
     /// As [`PairTrainer::step`], and those of saving (see [`PairTrainer::save_to`]); [`Error::InvalidConfig`] if the config

@@ -149,7 +149,8 @@ impl Trainer {
 
     /// Trains on the batches of `source` until the configured end, from the step this trainer is at.
     ///
-    /// After every step `on_progress` is called, on a worker thread, and may stop the run. When an evaluation is due
+    /// After every step `on_progress` is called, on a worker thread, and may stop the run. Jobs that it leaves in the
+    /// workers' pool may hold up the next steps, and must not wait for them. When an evaluation is due
     /// and there is a `validation` source, the model (or the moving average of its weights) is evaluated first.
     ///
     /// # Errors

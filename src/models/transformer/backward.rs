@@ -9,7 +9,7 @@ use super::workspace::{Workspace, first};
 use crate::layers::dropout::Site;
 use crate::layers::layer_norm::Statistics;
 use crate::layers::{attention, embedding, feed_forward, layer_norm, linear, slice_mut};
-use crate::linalg::{Write, gemm, gemm_and_norm};
+use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
 use crate::parallel::Parallelism;
 use crate::params::{GradientNorms, ParameterId, ParameterStore};
@@ -19,17 +19,19 @@ pub(crate) struct GradientOutput<'a> {
     pub values: &'a mut ParameterStore,
     /// Whether it replaces what is there or is added to it.
     pub write: Write,
-    /// Norms to take of what is written, if nothing is going to be added to it.
+    /// Norms to take of what is written, if this is the last to write.
     pub norms: Option<&'a mut GradientNorms>,
 }
 
 impl GradientOutput<'_> {
-    /// Writes A·B to the gradient of the parameter `id`, or adds it.
-    fn product(&mut self, id: ParameterId, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, parallelism: Parallelism) {
-        let gradient = self.values.matrix_mut(id);
+    /// Writes, or adds, the gradient xᵀ·dy of the weight `id`.
+    fn weight(&mut self, id: ParameterId, x: ArrayView2<'_, f32>, dy: ArrayView2<'_, f32>, parallelism: Parallelism) {
+        let dweight = self.values.matrix_mut(id);
         match &mut self.norms {
-            Some(norms) => norms.tell(id, gemm_and_norm(a, b, self.write, gradient, parallelism)),
-            None => gemm(1.0, a, b, self.write, gradient, parallelism),
+            Some(norms) => {
+                norms.tell(id, linear::backward_weight_and_norm(x, dy, dweight, self.write, parallelism));
+            }
+            None => linear::backward_weight(x, dy, dweight, self.write, parallelism),
         }
     }
 }
@@ -85,7 +87,7 @@ fn score(
         sum = sum + loss.replace_by_gradient(scores.view_mut(), targets, weight, pass.parallelism);
         let dnormalised = activation_gradients.layer.slice_mut(s![range, ..]);
         gemm(1.0, scores.view(), table, Write::Replace, dnormalised, pass.parallelism);
-        output.product(model.ids.tokens, scores.t(), normalised, pass.parallelism);
+        output.weight(model.ids.tokens, scores.view(), normalised, pass.parallelism);
         output.write = Write::Add;
     }
     output.write = write;
@@ -168,7 +170,7 @@ impl Layers<'_, '_> {
         linear::backward_input(dy, self.model.parameters.matrix(ids.weight), dx, parallelism);
         let GradientOutput { values, write, .. } = &mut self.output;
         linear::backward_bias(dy, values.slice_mut(ids.bias), *write);
-        self.output.product(ids.weight, x.t(), dy, parallelism);
+        self.output.weight(ids.weight, x, dy, parallelism);
     }
 
     fn norm(
