@@ -6,7 +6,7 @@
 //! the same way.
 //!
 //! A thread that looks for work does not return before the step ends. It must therefore begin with nothing beneath it
-//! that the step may wait for: all begin before the step does, and one that comes late leaves at once. It takes
+//! that the step may wait for: all begin before the step does, and one that comes late leaves at once. They take
 //! whatever job of the pool comes first, one that a callback has left there too, and the step ends no sooner than that.
 
 use std::sync::OnceLock;
