@@ -26,9 +26,17 @@ pub fn forward(
     }
 }
 
-/// Adds the gradient of x to the rows of the token table it was gathered from, in token order. Returns by how much the
-/// squared norm of the table's gradient grows.
-pub fn backward_tokens(ids: &[u32], dx: ArrayView2<'_, f32>, mut dtokens: ArrayViewMut2<'_, f32>) -> f64 {
+/// Adds the gradient of x to the rows of the token table it was gathered from, in token order.
+pub fn backward_tokens(ids: &[u32], dx: ArrayView2<'_, f32>, mut dtokens: ArrayViewMut2<'_, f32>) {
+    for (&id, dx) in ids.iter().zip(dx.rows()) {
+        let mut row = dtokens.row_mut(id as usize);
+        let sum = row.as_slice_mut().expect("rows are contiguous");
+        add_assign(sum, dx.to_slice().expect("rows are contiguous"));
+    }
+}
+
+/// As [`backward_tokens`]; returns by how much the squared norm of the table's gradient grows.
+pub fn backward_tokens_and_norm(ids: &[u32], dx: ArrayView2<'_, f32>, mut dtokens: ArrayViewMut2<'_, f32>) -> f64 {
     let mut difference = 0.0;
     for (&id, dx) in ids.iter().zip(dx.rows()) {
         let mut row = dtokens.row_mut(id as usize);

@@ -95,14 +95,16 @@ fn score(
 }
 
 fn backward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32], output: GradientOutput<'_>, pass: Pass) {
-    let GradientOutput { values: gradients, mut norms, .. } =
-        backward_encode(model, workspace, ids.len(), output, pass);
+    let GradientOutput { values: gradients, norms, .. } = backward_encode(model, workspace, ids.len(), output, pass);
     let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
     let mut dresidual = first(&mut buffers.residual, ids.len());
     pass.drop(Site::Embedding, model.config.embedding_dropout, model.config.dim, slice_mut(&mut dresidual));
-    let difference = embedding::backward_tokens(ids, dresidual.view(), gradients.matrix_mut(model.ids.tokens));
-    if let Some(norms) = &mut norms {
-        norms.change(model.ids.tokens, difference);
+    let (dembedded, dtokens) = (dresidual.view(), gradients.matrix_mut(model.ids.tokens));
+    match norms {
+        Some(norms) => {
+            norms.change(model.ids.tokens, embedding::backward_tokens_and_norm(ids, dembedded, dtokens));
+        }
+        None => embedding::backward_tokens(ids, dembedded, dtokens),
     }
     let dpositions = gradients.matrix_mut(model.ids.positions);
     embedding::backward_positions(pass.sequence_length, dresidual.view(), dpositions);
