@@ -1,17 +1,19 @@
 //! Throughput of training steps on the four workloads, with one worker and with two: `cargo bench --bench lm_step`.
 //!
-//! A step is forward, backward, clip and AdamW on random tokens. W4 is GPT-2's smallest published shape, whose steps
+//! A step, of a run, is forward, backward, clip and AdamW on random tokens. W4 is GPT-2's smallest published shape, whose steps
 //! take seconds and gigabytes: it is measured only when asked for, by `cargo bench --bench lm_step -- W4`.
 #![allow(missing_docs)]
 
-#[path = "../examples/common/random_batch.rs"]
-mod random_batch;
+#[path = "../examples/common/random_tokens.rs"]
+mod random_tokens;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
+use cllm::data::{SequenceSource, TokenStore};
 use cllm::{Preset, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use random_batch::random_batch;
+use random_tokens::random_tokens;
 
 fn steps(criterion: &mut Criterion) {
     for (name, preset, vocabulary, samples) in [
@@ -28,11 +30,14 @@ fn steps(criterion: &mut Criterion) {
             batch_size: preset.batch_size(),
             sequence_length: preset.sequence_length(),
             weight_decay: 0.01,
+            max_steps: Some(u64::MAX),
             ..Default::default()
         };
         group.throughput(Throughput::Elements((config.batch_size * config.sequence_length) as u64));
         group.sample_size(samples).warm_up_time(Duration::from_secs(1));
-        let batch = random_batch(config.batch_size, config.sequence_length, vocabulary, 0);
+        let tokens = random_tokens(100_000, vocabulary);
+        let tokens = TokenStore::from_tokens(&tokens, vocabulary).expect("the tokens are below the vocabulary");
+        let source = SequenceSource::for_training(tokens, &config).expect("there are tokens enough");
         for workers in [1, 2] {
             let name = if workers == 1 { "1 worker" } else { "2 workers" };
             // The trainer is made when its bench runs, and gone before the next: a filter leaves the others out.
@@ -41,7 +46,14 @@ fn steps(criterion: &mut Criterion) {
                 let model = Transformer::new(model, 1).expect("a preset is valid");
                 let config = TrainingConfig { workers, ..config.clone() };
                 let mut trainer = Trainer::new(model, config).expect("the settings are valid");
-                bencher.iter(|| trainer.step(&batch).expect("the batch is valid"));
+                bencher.iter_custom(|steps| {
+                    let mut left = steps;
+                    let summary = trainer.run(&source, None, |_| {
+                        left -= 1;
+                        if left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                    });
+                    summary.expect("the tokens are valid").training_time
+                });
             });
         }
     }

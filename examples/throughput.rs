@@ -1,20 +1,23 @@
-//! Training throughput on random tokens: a step is forward, backward, clip and AdamW.
+//! Training throughput on random tokens: a step, of a run, is forward, backward, clip and AdamW.
 //!
 //! `cargo run --release --example throughput -- --workload W2 --workers 2 --json`
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use cllm::data::Batch;
+use cllm::data::{SequenceSource, TokenStore};
 use cllm::linalg::threads::blas_core_name;
 use cllm::linalg::{Write, gemm, profile};
 use cllm::parallel::{Parallelism, for_each_indexed};
-use cllm::rng::{Purpose, Stream};
 use cllm::{Preset, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use ndarray::Array2;
+use random_tokens::random_tokens;
 
 #[path = "throughput/pairs.rs"]
 mod pairs;
+#[path = "common/random_tokens.rs"]
+mod random_tokens;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Workload {
@@ -92,7 +95,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         feed_forward: arguments.ff.unwrap_or(4 * dim),
         ..base
     };
-    let mut config = TrainingConfig { batch_size, sequence_length, weight_decay: 0.01, ..Default::default() };
+    let mut config = TrainingConfig {
+        batch_size,
+        sequence_length,
+        weight_decay: 0.01,
+        max_steps: Some(u64::MAX),
+        ..Default::default()
+    };
     config.workers = arguments.workers.unwrap_or(config.workers);
     if let Some(sharding) = &arguments.sharding {
         config.sharding = match sharding.as_str() {
@@ -108,37 +117,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let parameters = trainer.model().layout().parameter_count();
     let tokens = (batch_size * sequence_length) as f64;
 
-    let step = |trainer: &mut Trainer, index: u64| -> Result<Duration, Box<dyn std::error::Error>> {
-        let batch = random_batch(batch_size, sequence_length, model.vocabulary_size, index)?;
-        let start = Instant::now();
-        trainer.step(&batch)?;
-        Ok(start.elapsed())
-    };
-    step(&mut trainer, 0)?;
-    let estimate = step(&mut trainer, 1)?.as_secs_f64();
+    let random = random_tokens(100_000.max(2 * sequence_length as u64), model.vocabulary_size);
+    let random = TokenStore::from_tokens(&random, model.vocabulary_size)?;
+    let source = SequenceSource::for_training(random, trainer.config())?;
+
+    let estimate = time_steps(&mut trainer, &source, 2)?[1];
     let steps = arguments.steps.unwrap_or(((10.0 / estimate) as usize).clamp(5, 2000));
-    for index in 0..steps.div_ceil(8) {
-        step(&mut trainer, 2 + index as u64)?;
-    }
+    time_steps(&mut trainer, &source, steps.div_ceil(8))?;
     // Before the reference's own matrices.
     let peak_rss_mb = peak_rss_mb();
     // The reference is measured before, between and after the steps: the machine's speed changes while it runs.
     let mut references = vec![sgemm_gflops(workers)];
-    let mut times = Vec::with_capacity(steps);
-    profile::enable(true);
-    let mut in_products = Duration::ZERO;
-    for index in 0..steps {
-        times.push(step(&mut trainer, 1000 + index as u64)?.as_secs_f64());
-        if index == steps / 2 {
-            in_products += profile::time_in_products();
-            profile::enable(false);
-            references.push(sgemm_gflops(workers));
-            profile::enable(true);
-        }
+    let (mut times, mut in_products) = (Vec::with_capacity(steps), Duration::ZERO);
+    for steps in [steps.div_ceil(2), steps / 2].into_iter().filter(|&steps| steps > 0) {
+        profile::enable(true);
+        times.extend(time_steps(&mut trainer, &source, steps)?);
+        in_products += profile::time_in_products();
+        profile::enable(false);
+        references.push(sgemm_gflops(workers));
     }
-    in_products += profile::time_in_products();
-    profile::enable(false);
-    references.push(sgemm_gflops(workers));
 
     let total: f64 = times.iter().sum();
     let seconds = median(&mut times);
@@ -176,14 +173,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn random_batch(sequences: usize, length: usize, vocabulary: usize, step: u64) -> cllm::Result<Batch> {
-    let stream = Stream::new(7, Purpose::Caller, step);
-    let ids = |first: u64| {
-        Array2::from_shape_fn((sequences, length), |(row, column)| {
-            stream.below(first + (row * length + column) as u64, vocabulary as u64) as u32
-        })
-    };
-    Batch::new(ids(0), ids((sequences * length) as u64))
+/// Makes `steps` steps of a run; the seconds that each took.
+fn time_steps(trainer: &mut Trainer, source: &SequenceSource, steps: usize) -> cllm::Result<Vec<f64>> {
+    let mut times = Vec::with_capacity(steps);
+    let mut start = Instant::now();
+    trainer.run(source, None, |_| {
+        times.push(start.elapsed().as_secs_f64());
+        start = Instant::now();
+        if times.len() < steps { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(times)
 }
 
 /// What BLAS reaches on square products of 1024, one at a time on each worker.

@@ -1,5 +1,7 @@
 //! A batch of token sequences and their targets.
 
+use std::ops::Range;
+
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::{Error, Result};
@@ -88,12 +90,27 @@ impl Batch {
         self.inputs.ncols()
     }
 
+    /// The input tokens of some sequences, one after the other.
+    pub(crate) fn input_rows(&self, sequences: Range<usize>) -> &[u32] {
+        rows(&self.inputs, sequences)
+    }
+
+    /// The target tokens of some sequences, one after the other.
+    pub(crate) fn target_rows(&self, sequences: Range<usize>) -> &[u32] {
+        rows(&self.targets, sequences)
+    }
+
     /// The input and target slices of every sequence, in order.
     pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = (&mut [u32], &mut [u32])> {
         let length = self.sequence_length();
         let inputs = self.inputs.as_slice_mut().expect("row-major").chunks_exact_mut(length);
         inputs.zip(self.targets.as_slice_mut().expect("row-major").chunks_exact_mut(length))
     }
+}
+
+fn rows(tokens: &Array2<u32>, sequences: Range<usize>) -> &[u32] {
+    let length = tokens.ncols();
+    &tokens.as_slice().expect("row-major")[sequences.start * length..sequences.end * length]
 }
 
 fn row_major(array: Array2<u32>) -> Array2<u32> {

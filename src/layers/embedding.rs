@@ -20,8 +20,15 @@ pub fn forward(
     mut x: ArrayViewMut2<'_, f32>,
 ) {
     assert_eq!(ids.len(), x.nrows(), "one id a row");
-    for (index, (&id, mut x)) in ids.iter().zip(x.rows_mut()).enumerate() {
+    for (&id, mut x) in ids.iter().zip(x.rows_mut()) {
         x.assign(&tokens.row(id as usize));
+    }
+    add_positions(sequence_length, positions, x);
+}
+
+/// Adds the embedded positions to x, where the tokens' rows are already.
+pub fn add_positions(sequence_length: usize, positions: ArrayView2<'_, f32>, mut x: ArrayViewMut2<'_, f32>) {
+    for (index, mut x) in x.rows_mut().into_iter().enumerate() {
         x += &positions.row(index % sequence_length);
     }
 }

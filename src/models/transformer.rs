@@ -7,6 +7,7 @@
 
 mod backward;
 mod forward;
+mod overlap;
 mod parameters;
 mod workspace;
 
@@ -17,6 +18,7 @@ use ndarray::{Array3, ArrayView2, ArrayViewD, IxDyn, s};
 
 pub(crate) use backward::{GradientOutput, backward_encode, clear_added, loss_and_gradients};
 pub(crate) use forward::{Pass, encode, forward};
+pub(crate) use overlap::forward_beside_update;
 pub(crate) use parameters::{NormIds, TransformerIds, add_encoder, layout};
 pub(crate) use workspace::{Rooms, Workspace, first};
 
@@ -24,7 +26,7 @@ use crate::checkpoint::tensors;
 use crate::config::TransformerConfig;
 use crate::linalg::{Write, gemm};
 use crate::parallel::Parallelism;
-use crate::params::{ParameterLayout, ParameterSpec, ParameterStore};
+use crate::params::{ParameterLayout, ParameterSpec, ParameterStore, ParameterView};
 use crate::{Error, Result};
 
 /// A transformer: its configuration and its parameters.
@@ -63,7 +65,7 @@ impl fmt::Debug for Transformer {
 pub(crate) struct Model<'a> {
     pub config: &'a TransformerConfig,
     pub ids: &'a TransformerIds,
-    pub parameters: &'a ParameterStore,
+    pub parameters: ParameterView<'a>,
 }
 
 impl Transformer {
@@ -141,9 +143,9 @@ impl Transformer {
         &mut self.parameters
     }
 
-    /// The table beside the parameters it describes.
-    pub(crate) fn layout_and_parameters_mut(&mut self) -> (&ParameterLayout, &mut ParameterStore) {
-        (&self.layout, &mut self.parameters)
+    /// All but the parameters, and these.
+    pub(crate) fn parts_mut(&mut self) -> (&TransformerConfig, &ParameterLayout, &TransformerIds, &mut ParameterStore) {
+        (&self.config, &self.layout, &self.ids, &mut self.parameters)
     }
 
     pub(crate) fn view(&self) -> Model<'_> {
@@ -151,7 +153,7 @@ impl Transformer {
     }
 
     pub(crate) fn with_parameters<'a>(&'a self, parameters: &'a ParameterStore) -> Model<'a> {
-        Model { config: &self.config, ids: &self.ids, parameters }
+        Model { config: &self.config, ids: &self.ids, parameters: parameters.view() }
     }
 
     /// Scores of every next token (logits) after every position: sequences × T × V, for inputs sequences × T.

@@ -3,6 +3,8 @@
 pub(crate) mod row_sparse;
 pub mod schedule;
 mod state;
+mod update;
 
 pub use schedule::LearningRate;
 pub(crate) use state::OptimizerState;
+pub(crate) use update::{PendingUpdate, Update};

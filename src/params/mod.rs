@@ -10,3 +10,4 @@ pub(crate) use aligned::as_atomics;
 pub(crate) use gradient_norms::{CHUNK, GradientNorms};
 pub use layout::{Initialisation, ParameterId, ParameterLayout, ParameterSpec};
 pub use store::ParameterStore;
+pub(crate) use store::ParameterView;

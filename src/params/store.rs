@@ -1,8 +1,41 @@
 //! One role's values (parameters, gradients, a moment) for every parameter of a layout.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::{AlignedBuffer, ParameterId, ParameterLayout};
+
+/// The values of a range of a store, in which whole parameters lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ParameterView<'a> {
+    values: &'a [f32],
+    start: usize,
+}
+
+impl<'a> ParameterView<'a> {
+    /// The `values` that a store has from `start` on.
+    pub fn new(values: &'a [f32], start: usize) -> Self {
+        Self { values, start }
+    }
+
+    /// A parameter's values.
+    ///
+    /// # Panics
+    /// If it does not lie in the range.
+    pub fn slice(self, id: ParameterId) -> &'a [f32] {
+        let Range { start, end } = id.range();
+        &self.values[start - self.start..end - self.start]
+    }
+
+    /// A parameter as a matrix; a vector is one row.
+    ///
+    /// # Panics
+    /// As [`slice`](Self::slice).
+    pub fn matrix(self, id: ParameterId) -> ArrayView2<'a, f32> {
+        ArrayView2::from_shape((id.rows, id.columns), self.slice(id)).expect("an id has its slice's length")
+    }
+}
 
 /// A flat, aligned buffer with views by [`ParameterId`].
 ///
@@ -31,10 +64,14 @@ impl ParameterStore {
         &mut self.values
     }
 
+    pub(crate) fn view(&self) -> ParameterView<'_> {
+        ParameterView::new(&self.values, 0)
+    }
+
     /// A parameter's values.
     #[must_use]
     pub fn slice(&self, id: ParameterId) -> &[f32] {
-        &self.values[id.range()]
+        self.view().slice(id)
     }
 
     /// A parameter's values.
@@ -45,7 +82,7 @@ impl ParameterStore {
     /// A parameter as a matrix; a vector is one row.
     #[must_use]
     pub fn matrix(&self, id: ParameterId) -> ArrayView2<'_, f32> {
-        ArrayView2::from_shape((id.rows, id.columns), self.slice(id)).expect("an id has its slice's length")
+        self.view().matrix(id)
     }
 
     /// A parameter as a matrix; a vector is one row.

@@ -1,5 +1,7 @@
 //! The step itself, run inside the trainer's pool.
 
+use std::time::{Duration, Instant};
+
 use super::recovery::Recovery;
 use super::reduction::reduce;
 use super::report::{BatchLoss, Evaluation, StepOutcome, StepReport};
@@ -12,7 +14,7 @@ use crate::data::{Batch, SequenceSource};
 use crate::layers::dropout::Masks;
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
 use crate::models::transformer::{Transformer, check_tokens};
-use crate::optim::{LearningRate, OptimizerState};
+use crate::optim::{LearningRate, OptimizerState, PendingUpdate, Update};
 use crate::parallel::for_each_indexed;
 use crate::params::ParameterStore;
 use crate::{Error, Result};
@@ -25,6 +27,9 @@ pub(super) struct Engine {
     pub learning_rate: LearningRate,
     pub optimizer: OptimizerState,
     pub shards: Vec<Shard>,
+    /// The update of the last step, by the gradient in the first shard, if it is still to be made. The model, the optimizer's
+    /// state and that gradient are then still those before it.
+    pub due: Option<Update>,
     /// Steps made so far.
     pub steps: u64,
     /// Where evaluation gathers its windows.
@@ -32,6 +37,8 @@ pub(super) struct Engine {
     pub saving: Saving,
     pub data: RunData<SequenceSource>,
     pub recovery: Recovery,
+    /// Time spent in the steps of runs.
+    pub training_time: Duration,
 }
 
 impl Engine {
@@ -41,11 +48,13 @@ impl Engine {
             learning_rate: LearningRate::new(&config, config.max_steps.unwrap_or(u64::MAX)),
             optimizer: OptimizerState::new(layout, &config, model.parameters()),
             shards: Shard::all(model.config(), &config, layout),
+            due: None,
             steps: 0,
             evaluation_batch: Batch::zeros(config.batch_size, config.sequence_length),
             saving: Saving::default(),
             data: RunData::default(),
             recovery: Recovery::default(),
+            training_time: Duration::ZERO,
             model,
             config,
         }
@@ -79,13 +88,10 @@ impl Engine {
     /// The loss of `batch` and its gradient, which is then in the first shard.
     pub fn compute_gradients(&mut self, batch: &Batch) -> Result<BatchLoss> {
         let targets = self.check(batch)?;
-        let step = Step {
-            model: self.model.view(),
-            batch,
-            loss: self.loss(),
-            weight: 1.0 / targets as f32,
-            masks: Masks::new(self.config.seed, self.steps),
-        };
+        let masks = Masks::new(self.config.seed, self.steps);
+        let forwarded = self.forward_beside_update(batch, masks);
+        let (model, loss, weight) = (self.model.view(), self.loss(), 1.0 / targets as f32);
+        let step = Step { model, batch, loss, weight, masks, forwarded };
         self.shards.iter_mut().for_each(Shard::begin);
         let parts = self.shards.len();
         let mut start = 0;
@@ -125,7 +131,38 @@ impl Engine {
         &self.shards[0].gradients
     }
 
-    /// One update.
+    /// The forward of the first sequences of `batch`, beside the update that is due; returns of how many, 0 if none is due.
+    fn forward_beside_update(&mut self, batch: &Batch, masks: Masks) -> usize {
+        let Some(update) = self.due.take() else { return 0 };
+        let sequences = self.config.batch_size.min(batch.sequences());
+        let state = (&mut self.model, &mut self.optimizer);
+        self.shards[0].forward_beside_update(update, &self.config, state, (batch, masks), 0..sequences);
+        sequences
+    }
+
+    /// Whether an update may be left to the next step, which then takes less time: where several workers share operations.
+    pub fn can_leave_updates(&self) -> bool {
+        self.shards.len() == 1 && self.config.workers > 1
+    }
+
+    /// Makes the update that is due, if one is.
+    pub fn make_update(&mut self) {
+        let Some(update) = self.due.take() else { return };
+        let (_, layout, _, parameters) = self.model.parts_mut();
+        let gradients = &self.shards[0].gradients;
+        PendingUpdate::new(update, &self.config, layout, parameters, gradients, &mut self.optimizer).apply();
+    }
+
+    /// As [`make_update`](Self::make_update), at the end of a run's step that left it.
+    pub fn finish_step(&mut self) {
+        if self.due.is_some() {
+            let start = Instant::now();
+            self.make_update();
+            self.training_time += start.elapsed();
+        }
+    }
+
+    /// One step, but for its update, which is then due.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
         let BatchLoss { loss, accuracy, gradient_norm, .. } = self.compute_gradients(batch)?;
         let learning_rate = self.learning_rate.at(self.steps) * self.recovery.learning_rate_factor;
@@ -133,15 +170,7 @@ impl Engine {
         let gradient_scale =
             self.config.gradient_clip.map_or(1.0, |largest| (largest / (gradient_norm + 1e-6)).min(1.0));
         self.steps += 1;
-        let (layout, parameters) = self.model.layout_and_parameters_mut();
-        self.optimizer.update(
-            layout,
-            &self.config,
-            parameters,
-            &self.shards[0].gradients,
-            (self.steps, learning_rate, gradient_scale),
-        );
-        self.optimizer.update_average(&self.config, self.model.parameters());
+        self.due = Some(Update { step: self.steps, learning_rate, gradient_scale });
         let tokens = (batch.sequences() * batch.sequence_length()) as u64;
         let outcome = StepOutcome::Updated;
         Ok(StepReport { step: self.steps, loss, accuracy, gradient_norm, learning_rate, tokens, outcome })
@@ -149,6 +178,7 @@ impl Engine {
 
     /// Evaluates consecutive windows of `source`: all of them, or `batches` batches spread evenly.
     pub fn evaluate(&mut self, source: &SequenceSource, batches: Option<usize>) -> Result<Evaluation> {
+        self.finish_step();
         if source.sequence_length() != self.config.sequence_length {
             return Err(Error::Shape {
                 what: "sequences of the evaluation tokens".into(),
@@ -181,5 +211,61 @@ impl Engine {
             return Err(Error::NoTargets { positions: wanted as usize * self.evaluation_batch.inputs().len() });
         }
         Ok(Evaluation::new(sum))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::config::{Sharding, TransformerConfig};
+    use crate::data::TokenStore;
+    use crate::train::Trainer;
+
+    #[test]
+    fn runs_leave_updates_to_the_next_step_where_workers_share_operations() {
+        let tokens = TokenStore::from_tokens(&[1, 2, 3, 4, 5, 6, 7].repeat(10), 8).unwrap();
+        let shape = TransformerConfig {
+            vocabulary_size: 8,
+            context: 4,
+            dim: 8,
+            heads: 2,
+            layers: 1,
+            feed_forward: 8,
+            ..Default::default()
+        };
+        for (sharding, workers) in [(Sharding::Operations, 2), (Sharding::Operations, 1), (Sharding::Sequences, 2)] {
+            let leaves = sharding == Sharding::Operations && workers == 2;
+            let config = TrainingConfig {
+                batch_size: 3,
+                sequence_length: 4,
+                max_steps: Some(4),
+                sharding,
+                workers,
+                ..Default::default()
+            };
+            let source = SequenceSource::for_training(tokens.clone(), &config).unwrap();
+            let mut trainer = Trainer::new(Transformer::new(shape.clone(), 1).unwrap(), config).unwrap();
+            let run = trainer.run(&source, None, |progress| {
+                assert_eq!(progress.has_update_due(), leaves, "{sharding:?}, {workers} workers");
+                progress.model();
+                ControlFlow::Continue(())
+            });
+            assert_eq!(run.unwrap().steps, 4);
+            let engine = &mut trainer.engine;
+            assert!(engine.due.is_none());
+
+            let mut batch = Batch::zeros(5, 4);
+            assert_eq!(engine.forward_beside_update(&batch, Masks::new(1, 4)), 0);
+            if leaves {
+                batch.targets_mut().fill(1);
+                trainer.pool.install(|| {
+                    engine.guarded_step(&batch, true).unwrap();
+                    // The first of two micro-batches.
+                    assert_eq!(engine.forward_beside_update(&batch, Masks::new(1, 5)), 3);
+                });
+            }
+        }
     }
 }

@@ -107,10 +107,18 @@ impl Recover for Engine {
 }
 
 impl Engine {
-    /// One update, or what the policy says where there can be none.
-    pub fn guarded_step(&mut self, batch: &Batch) -> Result<StepReport> {
+    /// One step, or what the policy says where there can be none. Its update is made now or left to the next step.
+    pub fn guarded_step(&mut self, batch: &Batch, leaves_update: bool) -> Result<StepReport> {
         // Workers that take whole sequences share too few operations to pay for staying awake.
-        let result = if self.shards.len() == 1 { awake(|| self.step(batch)) } else { self.step(batch) };
+        let shares_operations = self.shards.len() == 1;
+        let mut step = || {
+            let report = self.step(batch)?;
+            if !leaves_update {
+                self.make_update();
+            }
+            Ok(report)
+        };
+        let result = if shares_operations { awake(step) } else { step() };
         match result {
             Ok(report) => {
                 self.recovery.reached(report.step);

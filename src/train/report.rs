@@ -1,5 +1,9 @@
 //! What training tells its caller.
 
+use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::engine::Engine;
 use crate::loss::cross_entropy::LossSum;
 use crate::models::transformer::Transformer;
 
@@ -87,7 +91,6 @@ impl Evaluation {
 }
 
 /// What a run's callback is told after every step.
-#[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// The step that was just made.
     pub report: StepReport,
@@ -99,6 +102,50 @@ pub struct Progress<'a> {
     pub evaluation: Option<Evaluation>,
     /// Whether the save interval says to save now.
     pub save_due: bool,
+    /// Taken when the model is asked for.
+    engine: Mutex<Option<&'a mut Engine>>,
+    model: OnceLock<&'a Transformer>,
+}
+
+impl<'a> Progress<'a> {
+    pub(super) fn new(
+        (report, last_step, tokens_per_second): (StepReport, u64, f64),
+        evaluation: Option<Evaluation>,
+        save_due: bool,
+        engine: &'a mut Engine,
+    ) -> Self {
+        let engine = Mutex::new(Some(engine));
+        Self { report, last_step, tokens_per_second, evaluation, save_due, engine, model: OnceLock::new() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_update_due(&self) -> bool {
+        self.engine.lock().unwrap().as_ref().is_some_and(|engine| engine.due.is_some())
+    }
+
     /// The model after this step.
-    pub model: &'a Transformer,
+    ///
+    /// A run whose updates are made beside the next step makes this one now, which takes the longer: ask for the model only
+    /// where it is needed.
+    pub fn model(&self) -> &'a Transformer {
+        self.model.get_or_init(|| {
+            let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let engine = engine.expect("the model is taken once");
+            engine.finish_step();
+            &engine.model
+        })
+    }
+}
+
+impl fmt::Debug for Progress<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Progress")
+            .field("report", &self.report)
+            .field("last_step", &self.last_step)
+            .field("tokens_per_second", &self.tokens_per_second)
+            .field("evaluation", &self.evaluation)
+            .field("save_due", &self.save_due)
+            .finish_non_exhaustive()
+    }
 }

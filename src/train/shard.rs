@@ -10,7 +10,11 @@ use crate::layers::dropout::Masks;
 use crate::linalg::{Write, gemm};
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
 use crate::memory::Room;
-use crate::models::transformer::{GradientOutput, Model, Pass, Rooms, Workspace, first, forward, loss_and_gradients};
+use crate::models::transformer::{
+    GradientOutput, Model, Pass, Rooms, Transformer, Workspace, first, forward, forward_beside_update,
+    loss_and_gradients,
+};
+use crate::optim::{OptimizerState, PendingUpdate, Update};
 use crate::parallel::{Parallelism, part_of};
 use crate::params::{GradientNorms, ParameterLayout, ParameterStore};
 
@@ -84,6 +88,8 @@ pub(super) struct Step<'a> {
     /// Factor of every target's gradient: 1 over the number of targets that count.
     pub weight: f32,
     pub masks: Masks,
+    /// Sequences, from the first, whose forward has been made already.
+    pub forwarded: usize,
 }
 
 impl Shard {
@@ -125,6 +131,26 @@ impl Shard {
         self.sum = LossSum::default();
     }
 
+    fn pass(&self, batch: &Batch, masks: Option<Masks>, first_sequence: usize) -> Pass {
+        let (sequence_length, parallelism) = (batch.sequence_length(), self.parallelism);
+        Pass { sequence_length, masks, first_sequence, parallelism }
+    }
+
+    /// The forward of the sequences `rows` of a training step, beside the update by the gradient of the step before.
+    pub fn forward_beside_update(
+        &mut self,
+        update: Update,
+        config: &TrainingConfig,
+        (model, optimizer): (&mut Transformer, &mut OptimizerState),
+        (batch, masks): (&Batch, Masks),
+        rows: Range<usize>,
+    ) {
+        let pass = self.pass(batch, Some(masks), rows.start);
+        let (shape, layout, ids, parameters) = model.parts_mut();
+        let update = PendingUpdate::new(update, config, layout, parameters, &self.gradients, optimizer);
+        forward_beside_update((shape, ids), update, &mut self.workspace, batch.input_rows(rows), pass);
+    }
+
     /// Adds the loss and the gradient of part `part` of `parts` of the sequences `rows`, which are the step's last or not.
     pub fn train(&mut self, step: Step<'_>, rows: Range<usize>, (part, parts): (usize, usize), is_last: bool) {
         let part = part_of(rows.len(), 1, part, parts);
@@ -132,22 +158,19 @@ impl Shard {
         if rows.is_empty() {
             return;
         }
-        let pass = Pass {
-            sequence_length: step.batch.sequence_length(),
-            masks: Some(step.masks),
-            first_sequence: rows.start,
-            parallelism: self.parallelism,
-        };
+        let pass = self.pass(step.batch, Some(step.masks), rows.start);
+        let (inputs, targets) = (step.batch.input_rows(rows.clone()), step.batch.target_rows(rows.clone()));
+        if rows.start >= step.forwarded {
+            forward(&step.model, &mut self.workspace, inputs, pass);
+        }
         let write = if self.has_gradients { Write::Add } else { Write::Replace };
         // Further rows and other shards change the gradient, and its norms.
         let norms = (is_last && parts == 1).then_some(&mut self.norms);
         let output = GradientOutput { values: &mut self.gradients, write, norms };
-        let inputs = step.batch.inputs().slice_move(s![rows.clone(), ..]);
-        let targets = step.batch.targets().slice_move(s![rows, ..]);
         let sum = loss_and_gradients(
             &step.model,
             &mut self.workspace,
-            (inputs.to_slice().expect("a batch is contiguous"), targets.to_slice().expect("a batch is contiguous")),
+            (inputs, targets),
             (step.loss, step.weight),
             output,
             pass,
@@ -170,18 +193,11 @@ impl Shard {
         if rows.is_empty() {
             return;
         }
-        let pass = Pass {
-            sequence_length: batch.sequence_length(),
-            masks: None,
-            first_sequence: rows.start,
-            parallelism: self.parallelism,
-        };
-        let inputs = batch.inputs().slice_move(s![rows.clone(), ..]);
-        let targets = batch.targets().slice_move(s![rows, ..]);
-        forward(&model, &mut self.workspace, inputs.to_slice().expect("a batch is contiguous"), pass);
+        let pass = self.pass(batch, None, rows.start);
+        forward(&model, &mut self.workspace, batch.input_rows(rows.clone()), pass);
         let table = model.parameters.matrix(model.ids.tokens);
         let chunk_rows = self.workspace.scores.nrows();
-        for (chunk, targets) in targets.to_slice().expect("a batch is contiguous").chunks(chunk_rows).enumerate() {
+        for (chunk, targets) in batch.target_rows(rows).chunks(chunk_rows).enumerate() {
             let range = chunk * chunk_rows..chunk * chunk_rows + targets.len();
             let normalised = self.workspace.normalised.slice(s![range, ..]);
             let mut scores = first(&mut self.workspace.scores, targets.len());

@@ -10,6 +10,7 @@ use crate::loss::log_similarity;
 use crate::models::transformer::{
     GradientOutput, Model, Pass, backward_encode, check_tokens, clear_added, encode, first,
 };
+use crate::optim::{PendingUpdate, Update};
 use crate::parallel::{Parallelism, for_rows};
 use crate::similarity::row_dots;
 use crate::{Error, Result};
@@ -89,7 +90,7 @@ impl SimilarityModel {
                 .and(positions.row(index % pass.sequence_length))
                 .for_each(|embedded, &row, &position| *embedded = row + position);
         }
-        let model = Model { config, ids, parameters: &self.parameters };
+        let model = Model { config, ids, parameters: self.parameters.view() };
         encode(&model, workspace, rows.nrows(), pass);
     }
 
@@ -167,7 +168,7 @@ impl SimilarityModel {
             self.inputs.scatter(batch.d_inputs.slice(rows), gradients.matrix_mut(self.input), parallelism);
             return;
         };
-        let model = Model { config, ids, parameters };
+        let model = Model { config, ids, parameters: parameters.view() };
         clear_added(&model, gradients);
         let buffers = workspace.gradients.as_mut().expect("the workspace has room for gradients");
         first(&mut buffers.layer, pairs).assign(&batch.d_inputs.slice(rows));
@@ -236,8 +237,9 @@ impl SimilarityModel {
             return Err(Error::NonFinite { step, what: "the loss".into(), value: self.batch.loss });
         }
         self.in_workers(|model| {
-            let Self { layout, optimizer_config, parameters, gradients, config, .. } = model;
-            model.optimizer.update(layout, optimizer_config, parameters, gradients, (step, config.learning_rate, 1.0));
+            let Self { layout, optimizer_config, optimizer, parameters, gradients, config, .. } = model;
+            let update = Update { step, learning_rate: config.learning_rate, gradient_scale: 1.0 };
+            PendingUpdate::new(update, optimizer_config, layout, parameters, gradients, optimizer).apply();
         });
         self.steps = step;
         self.state = State::Empty;

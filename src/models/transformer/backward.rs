@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::Model;
-use super::forward::{Pass, forward};
+use super::forward::Pass;
 use super::parameters::{LinearIds, NormIds};
 use super::workspace::{Workspace, first};
 use crate::layers::dropout::Site;
@@ -36,7 +36,8 @@ impl GradientOutput<'_> {
     }
 }
 
-/// Computes the loss of `targets` and, for `weight` times it, the gradient of every parameter.
+/// Computes, after the [`forward`](super::forward) of `ids`, the loss of `targets` and, for `weight` times it, the gradient
+/// of every parameter.
 pub(crate) fn loss_and_gradients(
     model: &Model<'_>,
     workspace: &mut Workspace,
@@ -45,7 +46,6 @@ pub(crate) fn loss_and_gradients(
     mut output: GradientOutput<'_>,
     pass: Pass,
 ) -> LossSum {
-    forward(model, workspace, ids, pass);
     if output.write == Write::Replace {
         clear_added(model, output.values);
     }

@@ -1,5 +1,7 @@
 //! The forward pass, a flat list of layers.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, s};
 
 use super::Model;
@@ -69,11 +71,24 @@ pub(crate) fn forward(model: &Model<'_>, workspace: &mut Workspace, ids: &[u32],
 /// Fills the workspace's activations behind the first residual stream, of which `tokens` rows are embedded: the blocks
 /// and the final norm.
 pub(crate) fn encode(model: &Model<'_>, workspace: &mut Workspace, tokens: usize, pass: Pass) {
+    encode_blocks(model, workspace, 0..model.config.layers, tokens, pass);
+    normalise_last(model, workspace, tokens, pass);
+}
+
+/// The `blocks` of [`encode`]; of the parameters, theirs are all it takes.
+pub(super) fn encode_blocks(
+    model: &Model<'_>,
+    workspace: &mut Workspace,
+    blocks: Range<usize>,
+    tokens: usize,
+    pass: Pass,
+) {
     let Model { config, ids: parameter_ids, parameters } = *model;
     let parallelism = pass.parallelism;
     let rows = s![..tokens, ..];
 
-    for (block, (ids, activations)) in parameter_ids.blocks.iter().zip(&mut workspace.blocks).enumerate() {
+    for block in blocks {
+        let (ids, activations) = (&parameter_ids.blocks[block], &mut workspace.blocks[block]);
         let [input, output] = &mut workspace.residual[block..block + 2] else { unreachable!() };
         let input = input.slice(rows);
 
@@ -140,15 +155,19 @@ pub(crate) fn encode(model: &Model<'_>, workspace: &mut Workspace, tokens: usize
             pass,
         );
     }
+}
 
+/// The final norm of [`encode`].
+pub(super) fn normalise_last(model: &Model<'_>, workspace: &mut Workspace, tokens: usize, pass: Pass) {
+    let Model { config, ids, parameters } = *model;
     layer_norm::forward(
-        workspace.residual[config.layers].slice(rows),
-        parameters.slice(parameter_ids.final_norm.gain),
-        parameters.slice(parameter_ids.final_norm.bias),
+        workspace.residual[config.layers].slice(s![..tokens, ..]),
+        parameters.slice(ids.final_norm.gain),
+        parameters.slice(ids.final_norm.bias),
         config.layer_norm_epsilon,
         first(&mut workspace.normalised, tokens),
         &mut workspace.final_norm,
-        parallelism,
+        pass.parallelism,
     );
 }
 
