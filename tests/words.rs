@@ -213,7 +213,7 @@ fn text_that_is_not_utf8_is_refused_or_left_out() {
 }
 
 #[test]
-fn the_callback_stops_a_run_and_a_missing_file_ends_it() {
+fn the_callback_stops_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text");
     let corpus = collect(&path, topics(30_000).as_bytes());
@@ -233,12 +233,41 @@ fn the_callback_stops_a_run_and_a_missing_file_ends_it() {
             "{reports:?}"
         );
     }
-    std::fs::remove_file(&path).unwrap();
-    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
-        let mut trainer =
-            WordTrainer::new(vocabulary.clone(), WordTrainingConfig { mode, workers: 2, ..config() }).unwrap();
-        let error = trainer.run(&corpus, |_| ControlFlow::Continue(())).unwrap_err();
-        assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error}");
+}
+
+/// The file is gone when a run begins, or when its second epoch does, and back when it is continued.
+#[test]
+fn a_missing_file_ends_a_run_that_can_be_continued_without_a_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (folder.path().join("text"), folder.path().join("elsewhere"));
+    let corpus = collect(&path, topics(30_000).as_bytes());
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    for (mode, workers) in [(WorkerMode::Deterministic, 2), (WorkerMode::Async, 2), (WorkerMode::Deterministic, 1)] {
+        let config = WordTrainingConfig { mode, workers, epochs: 2, ..config() };
+        let mut whole = WordTrainer::new(vocabulary.clone(), config.clone()).unwrap();
+        let words = whole.run(&corpus, |_| ControlFlow::Continue(())).unwrap().words;
+        for is_gone_at_once in [true, false] {
+            let mut trainer = WordTrainer::new(vocabulary.clone(), config.clone()).unwrap();
+            let mut is_there = !is_gone_at_once;
+            if is_gone_at_once {
+                std::fs::rename(&path, &elsewhere).unwrap();
+            }
+            let run = trainer.run(&corpus, |_| {
+                if std::mem::replace(&mut is_there, false) {
+                    std::fs::rename(&path, &elsewhere).unwrap();
+                }
+                ControlFlow::Continue(())
+            });
+            let error = run.unwrap_err();
+            assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error}");
+
+            std::fs::rename(&elsewhere, &path).unwrap();
+            let summary = trainer.run(&corpus, |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(summary.words, words, "{mode:?}, {workers} workers, gone at once {is_gone_at_once}");
+            if is_gone_at_once && mode == WorkerMode::Deterministic {
+                assert_eq!(trainer.model().parameters().values(), whole.model().parameters().values());
+            }
+        }
     }
 }
 

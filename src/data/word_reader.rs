@@ -139,7 +139,8 @@ impl<'a> WordReader<'a> {
     /// [`Error::InvalidFile`] if the place is not in the text.
     pub fn seek(&mut self, (index, position): (usize, u64)) -> Result<()> {
         self.restart()?;
-        if (index, position) == self.place() || self.file.is_none() {
+        // Before the range is where a reader was that could not begin.
+        if (index, position) == self.place() || position < self.range.start || self.file.is_none() {
             return Ok(());
         }
         while self.index < index && self.index + 1 < self.corpus.files.len() {
@@ -154,13 +155,14 @@ impl<'a> WordReader<'a> {
     }
 
     fn open(&mut self, at: u64) -> Result<()> {
+        // That is where the reader is, too, if the file cannot be opened.
+        (self.left, self.filled_to) = (0..0, at);
         let (path, begin) = self.file();
         let mut file = File::open(path).map_err(|error| Error::io(path)(error))?;
         if at > begin {
             file.seek(SeekFrom::Start(at - begin)).map_err(|error| Error::io(path)(error))?;
         }
         self.file = Some(file);
-        (self.left, self.filled_to) = (0..0, at);
         Ok(())
     }
 

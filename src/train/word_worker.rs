@@ -162,7 +162,10 @@ impl<'a> WordWorker<'a> {
         match self.next_block() {
             Ok(is_ready) => self.is_ready = is_ready,
             Err(error) => {
-                self.state = State::Failed;
+                // Before the first block nothing was read that a further run would have to go on from.
+                if self.state != State::AtStart {
+                    self.state = State::Failed;
+                }
                 self.error = Some(error);
             }
         }
@@ -172,10 +175,14 @@ impl<'a> WordWorker<'a> {
     fn next_block(&mut self) -> Result<bool> {
         let (config, negatives) = (&self.shared.config, &self.shared.negatives);
         loop {
-            if self.state == State::Reading {
+            // After an error the words of the block to come may be those that the block before it did not find.
+            while self.state == State::Reading {
                 self.block.windows.advance(&mut self.stream, negatives)?;
                 if self.block.windows.has_words() {
                     return Ok(true);
+                }
+                if !self.block.windows.sees_words() {
+                    break;
                 }
             }
             if self.next_epoch == config.epochs {

@@ -115,6 +115,11 @@ impl Windows {
         self.words[self.window] != NO_ROW
     }
 
+    /// Whether this block or the next has a word in sight.
+    pub fn sees_words(&self) -> bool {
+        self.words[self.window..].iter().any(|&word| word != NO_ROW)
+    }
+
     fn fill(&mut self, stream: &mut WordStream<'_>, from: usize) -> Result<()> {
         for (word, line) in self.words[from..].iter_mut().zip(&mut self.lines[from..]) {
             (*word, *line) = stream.next()?.unwrap_or((NO_ROW, u32::MAX));
