@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let random = TokenStore::from_tokens(&random, model.vocabulary_size)?;
     let source = SequenceSource::for_training(random, trainer.config())?;
 
-    let estimate = time_steps(&mut trainer, &source, 2)?[1];
+    let estimate = time_steps(&mut trainer, &source, 1)?.0[0];
     let steps = arguments.steps.unwrap_or(((10.0 / estimate) as usize).clamp(5, 2000));
     time_steps(&mut trainer, &source, steps.div_ceil(8))?;
     // Before the reference's own matrices.
@@ -130,10 +130,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut references = vec![sgemm_gflops(workers)];
     let (mut times, mut in_products) = (Vec::with_capacity(steps), Duration::ZERO);
     for steps in [steps.div_ceil(2), steps / 2].into_iter().filter(|&steps| steps > 0) {
-        profile::enable(true);
-        times.extend(time_steps(&mut trainer, &source, steps)?);
-        in_products += profile::time_in_products();
-        profile::enable(false);
+        let (seconds, products) = time_steps(&mut trainer, &source, steps)?;
+        times.extend(seconds);
+        in_products += products;
         references.push(sgemm_gflops(workers));
     }
 
@@ -173,16 +172,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Makes `steps` steps of a run; the seconds that each took.
-fn time_steps(trainer: &mut Trainer, source: &SequenceSource, steps: usize) -> cllm::Result<Vec<f64>> {
+/// Makes `steps` steps of a run after a first one; the seconds from one step to the next, in which the update that was
+/// left is made, and the time in products.
+fn time_steps(trainer: &mut Trainer, source: &SequenceSource, steps: usize) -> cllm::Result<(Vec<f64>, Duration)> {
     let mut times = Vec::with_capacity(steps);
-    let mut start = Instant::now();
+    let mut start = None;
     trainer.run(source, None, |_| {
-        times.push(start.elapsed().as_secs_f64());
-        start = Instant::now();
+        match start {
+            None => profile::enable(true),
+            Some(start) => times.push(Instant::elapsed(&start).as_secs_f64()),
+        }
+        start = Some(Instant::now());
         if times.len() < steps { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    Ok(times)
+    let in_products = profile::time_in_products();
+    profile::enable(false);
+    Ok((times, in_products))
 }
 
 /// What BLAS reaches on square products of 1024, one at a time on each worker.

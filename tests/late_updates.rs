@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use cllm::checkpoint::Accept;
 use cllm::data::{Batch, BatchOrder, SequenceSource, TokenStore};
-use cllm::train::{ResumeOptions, StepReport};
-use cllm::{Error, Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
+use cllm::train::{ResumeOptions, StepOutcome, StepReport};
+use cllm::{Error, OnNonFinite, Optimizer, Sharding, Trainer, TrainingConfig, Transformer, TransformerConfig};
 
 const STEPS: u64 = 7;
 
@@ -185,4 +186,72 @@ fn a_run_that_fails_or_panics_leaves_no_update_behind() {
         stepped.step(&batch).unwrap();
     }
     assert_eq!(values(&panicked), values(&stepped));
+}
+
+/// Runs end in the same way whether callbacks ask for the model, which makes updates at once, or not.
+#[test]
+fn steps_that_fail_are_skipped_or_rolled_back_all_the_same() {
+    for on_non_finite in [OnNonFinite::Skip, OnNonFinite::RollBack] {
+        for save_interval in [None, Some(3)] {
+            let config = TrainingConfig {
+                optimizer: Optimizer::Sgd,
+                learning_rate: 1e4,
+                warmup_steps: 0,
+                gradient_clip: None,
+                max_steps: Some(30),
+                non_finite_limit: 6,
+                on_non_finite,
+                save_interval,
+                ..training()
+            };
+            let source = source(&config);
+            let run = |looks: bool| {
+                let mut trainer = Trainer::new(model(3, 0.0), config.clone()).unwrap();
+                let mut outcomes = Vec::new();
+                let run = trainer.run(&source, None, |progress| {
+                    if looks {
+                        progress.model();
+                    }
+                    let StepReport { step, loss, learning_rate, outcome, .. } = progress.report;
+                    outcomes.push((step, loss.to_bits(), learning_rate.to_bits(), outcome));
+                    ControlFlow::Continue(())
+                });
+                let end = run.map(|summary| summary.steps).map_err(|error| error.to_string());
+                let bits: Vec<u32> = values(&trainer).into_iter().map(f32::to_bits).collect();
+                (end, outcomes, bits)
+            };
+            let (blind, looking) = (run(false), run(true));
+            assert!(blind == looking, "{on_non_finite:?}, saves {save_interval:?}");
+            assert!(
+                blind.1.iter().any(|(.., outcome)| *outcome != StepOutcome::Updated),
+                "{on_non_finite:?}: {blind:?}"
+            );
+        }
+    }
+}
+
+/// Many jobs of the pool ask for the model at once: the one that makes the update must not take another of them.
+#[test]
+fn jobs_of_the_callback_may_ask_for_the_model() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Of many parts, so that others take some of them.
+        let shape = TransformerConfig { vocabulary_size: 9000, ..model(2, 0.0).config().clone() };
+        for workers in [2, 4, 5] {
+            let config = TrainingConfig { max_steps: Some(600), workers, ..training() };
+            let source = source(&config);
+            let mut trainer = Trainer::new(Transformer::new(shape.clone(), 1).unwrap(), config).unwrap();
+            let run = trainer.run(&source, None, |progress| {
+                rayon::scope(|scope| {
+                    for place in 0..28 {
+                        scope.spawn(move |_| assert!(progress.model().parameters().values()[place].is_finite()));
+                    }
+                });
+                ControlFlow::Continue(())
+            });
+            assert_eq!(run.unwrap().steps, 600);
+        }
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(120)).expect("the run ends");
 }

@@ -8,6 +8,7 @@ use super::OptimizerState;
 use crate::config::TrainingConfig;
 use crate::kernels::adamw::{AdamwStep, adamw};
 use crate::kernels::sgd::{SgdStep, moving_average, sgd_momentum};
+use crate::parallel::Parallelism;
 use crate::params::{CHUNK, ParameterLayout, ParameterStore, ParameterView};
 
 /// What an update is told besides the gradient.
@@ -130,9 +131,10 @@ impl<'a> PendingUpdate<'a> {
         (left, right)
     }
 
-    /// Makes the update, spread over the rayon pool; returns the parameters, which are then as they will be.
-    pub fn apply(mut self) -> ParameterView<'a> {
-        self.reborrow().spread();
+    /// Makes the update, spread over the rayon pool if there are several workers; returns the parameters, which are then as
+    /// they will be.
+    pub fn apply(mut self, parallelism: Parallelism) -> ParameterView<'a> {
+        self.reborrow().spread(parallelism);
         ParameterView::new(self.parameters, self.start)
     }
 
@@ -146,12 +148,17 @@ impl<'a> PendingUpdate<'a> {
         }
     }
 
-    fn spread(mut self) {
+    fn spread(mut self, parallelism: Parallelism) {
         let chunks = self.parameters.len().div_ceil(CHUNK);
         if chunks > 1 {
             let middle = self.start + chunks / 2 * CHUNK;
             let (left, right) = self.split_at(middle);
-            join(|| left.spread(), || right.spread());
+            if parallelism.count() > 1 {
+                join(|| left.spread(parallelism), || right.spread(parallelism));
+            } else {
+                left.spread(parallelism);
+                right.spread(parallelism);
+            }
             return;
         }
         for (part, spec) in self.layout.parts_of(self.start..self.start + self.parameters.len()) {
@@ -206,7 +213,8 @@ mod tests {
             let gradients = ParameterStore::zeros(&layout);
             let mut state = OptimizerState::new(&layout, &config, &parameters);
             let update = Update { step: 1, learning_rate: 0.1, gradient_scale: 1.0 };
-            PendingUpdate::new(update, &config, &layout, &mut parameters, &gradients, &mut state).apply();
+            PendingUpdate::new(update, &config, &layout, &mut parameters, &gradients, &mut state)
+                .apply(Parallelism::workers(2));
             assert_eq!(parameters.slice(weight), [0.95; 4], "{optimizer:?}");
             assert_eq!(parameters.slice(gain), [1.0; 2], "{optimizer:?}");
         }
@@ -245,7 +253,8 @@ mod tests {
             };
 
             let (mut whole, mut whole_state) = (before.clone(), state_before.clone());
-            PendingUpdate::new(update, &config, &layout, &mut whole, &gradients, &mut whole_state).apply();
+            PendingUpdate::new(update, &config, &layout, &mut whole, &gradients, &mut whole_state)
+                .apply(Parallelism::SEQUENTIAL);
             assert!(whole.values().iter().zip(before.values()).filter(|(new, old)| new == old).count() < 100);
             for cut in [16, table.range().end.next_multiple_of(16), last.range().start + 1600, layout.buffer_length()] {
                 let (mut parts, mut state) = (before.clone(), state_before.clone());
@@ -260,11 +269,11 @@ mod tests {
                     }
                 }
                 if cut < last.range().start {
-                    assert_eq!(right.apply().slice(last), whole.slice(last), "{optimizer:?}");
-                    left.apply();
+                    assert_eq!(right.apply(Parallelism::SEQUENTIAL).slice(last), whole.slice(last), "{optimizer:?}");
+                    left.apply(Parallelism::workers(2));
                 } else {
-                    left.apply();
-                    right.apply();
+                    left.apply(Parallelism::workers(2));
+                    right.apply(Parallelism::SEQUENTIAL);
                 }
                 assert_eq!(stores(&state, &parts), stores(&whole_state, &whole), "{optimizer:?}, cut at {cut}");
             }

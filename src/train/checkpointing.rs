@@ -178,7 +178,7 @@ impl Engine {
     /// Calls `save` with the state.
     fn saving<R>(&mut self, save: impl FnOnce(&mut Saving, State<'_>) -> Result<R>) -> Result<R> {
         self.data.prepare()?;
-        self.finish_step();
+        self.finish_step(self.parallelism());
         let mut saving = std::mem::take(&mut self.saving);
         let result = save(&mut saving, self.state());
         self.saving = saving;

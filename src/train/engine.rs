@@ -15,7 +15,7 @@ use crate::layers::dropout::Masks;
 use crate::loss::cross_entropy::{CrossEntropy, LossSum};
 use crate::models::transformer::{Transformer, check_tokens};
 use crate::optim::{LearningRate, OptimizerState, PendingUpdate, Update};
-use crate::parallel::for_each_indexed;
+use crate::parallel::{Parallelism, for_each_indexed};
 use crate::params::ParameterStore;
 use crate::{Error, Result};
 
@@ -37,7 +37,7 @@ pub(super) struct Engine {
     pub saving: Saving,
     pub data: RunData<SequenceSource>,
     pub recovery: Recovery,
-    /// Time spent in the steps of runs.
+    /// Time spent in the steps of the run.
     pub training_time: Duration,
 }
 
@@ -145,19 +145,23 @@ impl Engine {
         self.shards.len() == 1 && self.config.workers > 1
     }
 
+    pub fn parallelism(&self) -> Parallelism {
+        Parallelism::workers(self.config.workers)
+    }
+
     /// Makes the update that is due, if one is.
-    pub fn make_update(&mut self) {
+    pub fn make_update(&mut self, parallelism: Parallelism) {
         let Some(update) = self.due.take() else { return };
         let (_, layout, _, parameters) = self.model.parts_mut();
         let gradients = &self.shards[0].gradients;
-        PendingUpdate::new(update, &self.config, layout, parameters, gradients, &mut self.optimizer).apply();
+        PendingUpdate::new(update, &self.config, layout, parameters, gradients, &mut self.optimizer).apply(parallelism);
     }
 
-    /// As [`make_update`](Self::make_update), at the end of a run's step that left it.
-    pub fn finish_step(&mut self) {
+    /// As [`make_update`](Self::make_update), for a step of a run that left it.
+    pub fn finish_step(&mut self, parallelism: Parallelism) {
         if self.due.is_some() {
             let start = Instant::now();
-            self.make_update();
+            self.make_update(parallelism);
             self.training_time += start.elapsed();
         }
     }
@@ -178,7 +182,7 @@ impl Engine {
 
     /// Evaluates consecutive windows of `source`: all of them, or `batches` batches spread evenly.
     pub fn evaluate(&mut self, source: &SequenceSource, batches: Option<usize>) -> Result<Evaluation> {
-        self.finish_step();
+        self.finish_step(self.parallelism());
         if source.sequence_length() != self.config.sequence_length {
             return Err(Error::Shape {
                 what: "sequences of the evaluation tokens".into(),

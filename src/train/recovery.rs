@@ -114,7 +114,7 @@ impl Engine {
         let mut step = || {
             let report = self.step(batch)?;
             if !leaves_update {
-                self.make_update();
+                self.make_update(self.parallelism());
             }
             Ok(report)
         };

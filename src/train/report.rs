@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::engine::Engine;
 use crate::loss::cross_entropy::LossSum;
 use crate::models::transformer::Transformer;
+use crate::parallel::Parallelism;
 
 /// Loss of a batch at the parameters it was computed with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,7 +97,7 @@ pub struct Progress<'a> {
     pub report: StepReport,
     /// The step at which the run ends.
     pub last_step: u64,
-    /// Training tokens a second since the run began, evaluation left out.
+    /// Training tokens a second since the run began, evaluation left out. The time of an update counts once it is made.
     pub tokens_per_second: f64,
     /// The evaluation made after this step, if one was due.
     pub evaluation: Option<Evaluation>,
@@ -131,7 +132,8 @@ impl<'a> Progress<'a> {
         self.model.get_or_init(|| {
             let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
             let engine = engine.expect("the model is taken once");
-            engine.finish_step();
+            // Alone: who waits for a half of it could take another job of the callback's that asks for the model.
+            engine.finish_step(Parallelism::SEQUENTIAL);
             &engine.model
         })
     }

@@ -251,7 +251,7 @@ struct FinishOnDrop<'a>(&'a mut Engine);
 
 impl Drop for FinishOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.finish_step();
+        self.0.finish_step(self.0.parallelism());
     }
 }
 
@@ -296,7 +296,7 @@ fn run(
             break;
         }
     }
-    engine.finish_step();
+    engine.finish_step(engine.parallelism());
     engine.saving.finish()?;
     Ok(RunSummary { steps: engine.steps, stopped, last, tokens, training_time: engine.training_time })
 }

@@ -237,9 +237,10 @@ impl SimilarityModel {
             return Err(Error::NonFinite { step, what: "the loss".into(), value: self.batch.loss });
         }
         self.in_workers(|model| {
+            let parallelism = model.parallelism();
             let Self { layout, optimizer_config, optimizer, parameters, gradients, config, .. } = model;
             let update = Update { step, learning_rate: config.learning_rate, gradient_scale: 1.0 };
-            PendingUpdate::new(update, optimizer_config, layout, parameters, gradients, optimizer).apply();
+            PendingUpdate::new(update, optimizer_config, layout, parameters, gradients, optimizer).apply(parallelism);
         });
         self.steps = step;
         self.state = State::Empty;

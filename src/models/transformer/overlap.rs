@@ -27,7 +27,7 @@ pub(crate) fn forward_beside_update(
     let tokens = ids.len();
     let (table, update) = update.split_at(parameter_ids.positions.range().start);
     let (update, mut rest) = update.split_at(end_of_blocks(parameter_ids, 1));
-    let mut parameters = update.apply();
+    let mut parameters = update.apply(pass.parallelism);
 
     let mut embedded = first(&mut workspace.residual[0], tokens);
     for (&id, mut row) in ids.iter().zip(embedded.rows_mut()) {
@@ -44,7 +44,8 @@ pub(crate) fn forward_beside_update(
         // The more blocks are ahead, the more can be updated beside them: 1, 2, 4, …
         let next = blocks.end..(2 * blocks.end + 1).min(config.layers);
         let (update, later) = rest.split_at(end_of_blocks(parameter_ids, next.end));
-        ((), parameters) = join(|| encode_blocks(&model, workspace, blocks, tokens, pass), || update.apply());
+        ((), parameters) =
+            join(|| encode_blocks(&model, workspace, blocks, tokens, pass), || update.apply(pass.parallelism));
         (blocks, rest) = (next, later);
     }
     let model = Model { config, ids: parameter_ids, parameters };
@@ -52,7 +53,7 @@ pub(crate) fn forward_beside_update(
         encode_blocks(&model, workspace, blocks, tokens, pass);
         normalise_last(&model, workspace, tokens, pass);
     };
-    join(encode, || table.apply());
+    join(encode, || table.apply(pass.parallelism));
 }
 
 /// Where the parameters of the first `blocks` blocks end, or, if these are all, those of the final norm, the last of all.
