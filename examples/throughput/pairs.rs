@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cllm::config::{PairEncoderConfig, PairTrainingConfig};
-use cllm::data::{PairBatch, PairSource, PairStoreBuilder, TokenRows, Tokenizer, TokenizerSource};
+use cllm::data::{PairBatch, TokenRows, Tokenizer, TokenizerSource};
 use cllm::linalg::profile;
 use cllm::linalg::threads::blas_core_name;
 use cllm::rng::{Purpose, Stream};
@@ -23,12 +23,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     config.workers = arguments.workers.unwrap_or(config.workers);
     let workers = config.workers;
     let encoder = PairEncoderConfig { vocabulary_size, dim, token_weights: false };
-    let mut trainer = PairTrainer::new(encoder, config)?;
-    let parameters = trainer.encoder().layout().parameter_count();
     let batches: Vec<PairBatch> = (0..BATCHES)
         .map(|index| random_batch(batch_size, words, vocabulary_size, index))
         .collect::<cllm::Result<_>>()?;
     let texts = arguments.text.then(|| Texts::of(&batches, vocabulary_size, workers)).transpose()?;
+    let mut trainer = PairTrainer::new(encoder, config)?;
+    let parameters = trainer.encoder().layout().parameter_count();
     let mut next = 0;
     let mut step = |trainer: &mut PairTrainer| -> cllm::Result<f64> {
         let index = next % batches.len();
@@ -136,13 +136,7 @@ impl Texts {
 
     /// The batch of that number, from its texts.
     fn tokenize(&self, index: usize, words: usize) -> cllm::Result<PairBatch> {
-        let pairs = &self.batches[index];
-        let mut store = PairStoreBuilder::new(self.tokenizer.vocabulary_size(), 0)?;
-        self.pool.install(|| store.push_texts(pairs, &self.tokenizer, words))?;
-        let source = PairSource::new(store.finish(), pairs.len(), 0)?;
-        let mut batch = source.batch();
-        source.fill(0, &mut batch)?;
-        Ok(batch)
+        self.pool.install(|| PairBatch::from_texts(&self.batches[index], &self.tokenizer, words))
     }
 }
 

@@ -8,6 +8,7 @@ mod store;
 pub use reader::{MAXIMUM_LINE_BYTES, PairFormat, PairReader, RowProblem};
 pub use store::{PairStore, PairStoreBuilder};
 
+use super::Tokenizer;
 use super::permutation::permuted;
 use crate::{Error, Result};
 
@@ -70,6 +71,15 @@ impl TokenRows {
         &self.ids[index.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[index]]
     }
 
+    /// Appends the first `max_tokens` tokens of `text` as a row.
+    fn push_text(&mut self, text: &str, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
+        let start = self.ids.len();
+        tokenizer.encode(text, &mut self.ids)?;
+        self.ids.truncate(start.saturating_add(max_tokens));
+        self.ends.push(self.ids.len());
+        Ok(())
+    }
+
     /// Appends a row of `length` ids, to be written.
     fn push_with(&mut self, length: usize, write: impl FnOnce(&mut [u32]) -> Result<()>) -> Result<()> {
         let start = self.ids.len();
@@ -113,6 +123,31 @@ impl PairBatch {
             return Err(Error::Shape { what: "rows of a batch of pairs".into(), expected: vec![expected], found });
         }
         Ok(Self { rows, pairs, hard_negatives, picked: Vec::new() })
+    }
+
+    /// A batch of `pairs`, each a query, its document, its hard negatives; of each text the first `max_tokens` tokens.
+    ///
+    /// They are tokenized in parallel on the rayon pool this is called in; the result does not depend on the number of
+    /// threads.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no pair, or one has fewer than two texts or another number than the first; those of
+    /// [`Tokenizer::encode`].
+    pub fn from_texts(pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<Self> {
+        let count = pairs.first().map_or(2, Vec::len).max(2);
+        if let Some(other) = pairs.iter().find(|pair| pair.len() != count) {
+            let (expected, found) = (vec![count], vec![other.len()]);
+            return Err(Error::Shape { what: "texts of a pair".into(), expected, found });
+        }
+        let parts = store::tokenize(pairs, tokenizer, max_tokens).into_iter().collect::<Result<Vec<_>>>()?;
+        let ids = parts.iter().map(|part| part.ids.len()).sum();
+        let mut rows = TokenRows::with_capacity(count * pairs.len(), ids);
+        for text in 0..count {
+            for part in &parts {
+                (text..part.len()).step_by(count).for_each(|index| rows.push(part.row(index)));
+            }
+        }
+        Self::new(rows, count - 2)
     }
 
     /// The texts.
@@ -279,6 +314,45 @@ mod tests {
             assert_eq!(at(&first, step), batch);
             assert_ne!(at(&other, step), batch);
         }
+    }
+
+    /// More pairs than are tokenized together.
+    #[test]
+    fn texts_make_the_batch_of_their_tokens() {
+        let tokenizer = Tokenizer::byte();
+        for count in [2, 4] {
+            for max_tokens in [0, 3, usize::MAX] {
+                let text = |pair: usize, text: usize| "abcde"[..(pair + text) % 6].to_owned() + &pair.to_string();
+                let pairs: Vec<Vec<String>> =
+                    (0..150).map(|pair| (0..count).map(|number| text(pair, number)).collect()).collect();
+                let batch = PairBatch::from_texts(&pairs, &tokenizer, max_tokens).unwrap();
+                let rows = (0..count).flat_map(|number| (0..150).map(move |pair| text(pair, number)));
+                let rows = rows.map(|text| text.bytes().map(u32::from).take(max_tokens).collect::<Vec<_>>()).collect();
+                assert_eq!(batch, PairBatch::new(rows, count - 2).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_pairs_are_refused() {
+        let tokenizer = Tokenizer::train_characters("ab").unwrap();
+        let batch = |pairs: &[&[&str]]| {
+            let pairs: Vec<Vec<String>> =
+                pairs.iter().map(|texts| texts.iter().map(ToString::to_string).collect()).collect();
+            PairBatch::from_texts(&pairs, &tokenizer, 5)
+        };
+        assert!(batch(&[&["a", "b"], &["b", ""]]).is_ok());
+        let others: [&[&[&str]]; 5] = [
+            &[],
+            &[&["a"]],
+            &[&["a", "b"], &["a"]],
+            &[&["a", "b", "a"], &["a", "b"]],
+            &[&["a", "b"], &["a", "b", "a"]],
+        ];
+        for other in others {
+            assert!(matches!(batch(other), Err(Error::Shape { .. })), "{other:?}");
+        }
+        assert!(matches!(batch(&[&["a", "b"], &["c", "a"]]), Err(Error::UnknownCharacter { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::PairReader;
+use super::{PairReader, TokenRows};
 use crate::checkpoint::{Checksum, Hasher};
 use crate::data::token_store::TokenBuffer;
 use crate::data::{TokenStore, Tokenizer};
@@ -73,25 +73,13 @@ impl PairStoreBuilder {
     /// # Errors
     /// Those of [`push`](Self::push) and of [`Tokenizer::encode`].
     pub fn push_texts(&mut self, pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
-        // Of each part all tokens one after the other, and how many each text has.
-        let encode = |pairs: &[Vec<String>]| {
-            let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
-            for text in pairs.iter().flatten() {
-                let start = tokens.len();
-                tokenizer.encode(text, &mut tokens)?;
-                tokens.truncate(start.saturating_add(max_tokens));
-                lengths.push(tokens.len() - start);
-            }
-            Ok((tokens, lengths))
-        };
-        let parts: Vec<Result<(Vec<u32>, Vec<usize>)>> = pairs.par_chunks(PART).map(encode).collect();
-        for (pairs, part) in pairs.chunks(PART).zip(parts) {
-            let (tokens, lengths) = part?;
-            let (mut rest, mut lengths) = (&tokens[..], lengths.into_iter());
+        for (pairs, part) in pairs.chunks(PART).zip(tokenize(pairs, tokenizer, max_tokens)) {
+            let part = part?;
+            let mut index = 0;
             for pair in pairs {
-                let next = |length| rest.split_off(..length).expect("tokens of every text");
-                let texts: Vec<&[u32]> = lengths.by_ref().take(pair.len()).map(next).collect();
+                let texts: Vec<&[u32]> = (index..index + pair.len()).map(|index| part.row(index)).collect();
                 self.push(&texts)?;
+                index += pair.len();
             }
         }
         Ok(())
@@ -126,6 +114,19 @@ impl PairStoreBuilder {
             longest: self.longest,
         }
     }
+}
+
+/// The tokens of all texts of each [`PART`] of `pairs`, text by text.
+pub(super) fn tokenize(pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Vec<Result<TokenRows>> {
+    let encode = |pairs: &[Vec<String>]| {
+        let texts = || pairs.iter().flatten();
+        let (count, bytes) = (texts().count(), texts().map(String::len).sum::<usize>());
+        // About four bytes make a token.
+        let mut rows = TokenRows::with_capacity(count, (bytes / 4).min(count.saturating_mul(max_tokens)));
+        texts().try_for_each(|text| rows.push_text(text, tokenizer, max_tokens))?;
+        Ok(rows)
+    };
+    pairs.par_chunks(PART).map(encode).collect()
 }
 
 impl PairStore {
