@@ -342,11 +342,12 @@ mod tests {
             PairBatch::from_texts(&pairs, &tokenizer, 5)
         };
         assert!(batch(&[&["a", "b"], &["b", ""]]).is_ok());
-        let others: [&[&[&str]]; 5] = [
+        let others: [&[&[&str]]; 6] = [
             &[],
             &[&["a"]],
             &[&["a", "b"], &["a"]],
             &[&["a", "b", "a"], &["a", "b"]],
+            &[&["a", "b"], &["a"], &["a", "b", "a"]],
             &[&["a", "b"], &["a", "b", "a"]],
         ];
         for other in others {
