@@ -240,7 +240,10 @@ fn the_callback_stops_a_run() {
 fn a_missing_file_ends_a_run_that_can_be_continued_without_a_loss() {
     let folder = tempfile::tempdir().unwrap();
     let (path, elsewhere) = (folder.path().join("text"), folder.path().join("elsewhere"));
-    let corpus = collect(&path, topics(30_000).as_bytes());
+    // Of two workers' parts, the second begins in the midst of a word.
+    let text = topics(30_000) + "ends";
+    assert!(text.as_bytes()[text.len() / 2 - 1..=text.len() / 2].iter().all(u8::is_ascii_alphanumeric));
+    let corpus = collect(&path, text.as_bytes());
     let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
     for (mode, workers) in [(WorkerMode::Deterministic, 2), (WorkerMode::Async, 2), (WorkerMode::Deterministic, 1)] {
         let config = WordTrainingConfig { mode, workers, epochs: 2, ..config() };
@@ -265,7 +268,7 @@ fn a_missing_file_ends_a_run_that_can_be_continued_without_a_loss() {
             let summary = trainer.run(&corpus, |_| ControlFlow::Continue(())).unwrap();
             assert_eq!(summary.words, words, "{mode:?}, {workers} workers, gone at once {is_gone_at_once}");
             if is_gone_at_once && mode == WorkerMode::Deterministic {
-                assert_eq!(trainer.model().parameters().values(), whole.model().parameters().values());
+                assert!(trainer.model().parameters().values() == whole.model().parameters().values());
             }
         }
     }
