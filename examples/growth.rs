@@ -5,6 +5,7 @@
 #[path = "common/random_batch.rs"]
 mod random_batch;
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
@@ -37,8 +38,17 @@ struct Arguments {
     seconds: f64,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
     let training = TrainingConfig { batch_size: 12, sequence_length: 64, ..Default::default() };
     let training = TrainingConfig { workers: arguments.workers.unwrap_or(training.workers), ..training };
     let model = TransformerConfig { vocabulary_size: 1024, ..Default::default() };

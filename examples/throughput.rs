@@ -3,6 +3,7 @@
 //! `cargo run --release --example throughput -- --workload W2 --workers 2 --json`
 
 use std::ops::ControlFlow;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
@@ -73,14 +74,23 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let (preset, vocabulary) = match arguments.workload {
         Workload::W1 => (Preset::Seed, 1000),
         Workload::W2 => (Preset::Nano, 65),
         Workload::W3 => (Preset::Small, 4096),
         Workload::W4 => (Preset::Gpt2, 50257),
-        Workload::Pairs => return pairs::run(&arguments),
+        Workload::Pairs => return pairs::run(arguments),
     };
     let base = preset.model();
     let dim = arguments.dim.unwrap_or(base.dim);

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -34,8 +35,17 @@ struct Flags {
     seconds: u64,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let flags = Flags::parse();
+fn main() -> ExitCode {
+    match run(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<(), Box<dyn Error>> {
     let corpus = TextFiles::collect(&flags.data, &TextOptions::default())?;
     let tokenizer = Tokenizer::byte();
     let tokens = corpus.tokenize(&tokenizer)?;

@@ -11,20 +11,11 @@ use cllm::export::VectorFormat;
 use cllm::linalg::threads::SingleThreadedBlas;
 use cllm::models::pair_encoder::PairEncoder;
 use cllm::parallel::Parallelism;
+use example::example;
 use serde_json::Value;
 
-/// Cargo builds the examples before it runs all tests, into a folder beside that of the test executables.
-fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let path =
-        test.ancestors().nth(2).unwrap().join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo test` builds it, and so does `cargo build --examples`",
-        path.display()
-    );
-    Command::new(path)
-}
+#[path = "support/example.rs"]
+mod example;
 
 fn corpus(folder: &Path) -> PathBuf {
     let path = folder.join("text.txt");
@@ -313,9 +304,9 @@ fn a_text_encoder_is_not_written_where_training_failed_or_over_another() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("full")).unwrap();
     fs::write(folder.path().join("full/file"), "").unwrap();
-    let cases: [(&[&str], &str); 5] = [
-        // Scores are divided by it.
-        (&["--temperature", "1e-300"], "error: step 1: "),
+    let cases: [(&[&str], &str); 6] = [
+        (&["--learning-rate", "1e39"], "error: step 2: "),
+        (&["--temperature", "1e-31"], "temperature = 1e-31: must lie between 1e-30 and 1e30"),
         (&["--batch", "4000"], "4000"),
         (&["--held-out", "1"], "--held-out 1"),
         (&["--tokenizer", "byte"], "--out"),

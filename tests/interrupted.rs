@@ -9,18 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use example::example;
 use serde_json::Value;
+
+#[path = "support/example.rs"]
+mod example;
 
 /// The exit code of a run that was interrupted and has saved its state.
 const SAVED: i32 = 75;
-
-/// Cargo builds the examples before it runs all tests, into a folder beside that of the test executables.
-fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let path = test.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is missing: `cargo build --examples` builds it", path.display());
-    Command::new(path)
-}
 
 fn corpus(folder: &Path) -> PathBuf {
     let path = folder.join("text.txt");

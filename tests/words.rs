@@ -235,6 +235,23 @@ fn the_callback_stops_a_run() {
     }
 }
 
+/// The callback is asked every 2¹⁷ words, which are reached in sight of the first block of the second epoch.
+#[test]
+fn a_run_that_stops_between_two_epochs_has_the_loss_of_the_first() {
+    const LINES: u64 = (1 << 17) / 15 - 2;
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = collect(&folder.path().join("text"), topics(LINES).as_bytes());
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    let trainer = || WordTrainer::new(vocabulary.clone(), WordTrainingConfig { epochs: 2, ..config() }).unwrap();
+    let mut stops = trainer();
+    let stopped = stops.run(&corpus, |_| ControlFlow::Break(())).unwrap();
+    assert!(stopped.stopped && (1 << 17..15 * LINES + 200).contains(&stopped.words), "{stopped:?}");
+    let ended = stops.run(&corpus, |_| ControlFlow::Continue(())).unwrap();
+    let whole = trainer().run(&corpus, |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((ended.stopped, ended.words, ended.loss), (false, 2 * 15 * LINES, whole.loss));
+    assert!(whole.loss < 0.9 * stopped.loss, "{stopped:?}, {ended:?}");
+}
+
 /// The file is gone when a run begins, or when its second epoch does, and back when it is continued.
 #[test]
 fn a_missing_file_ends_a_run_that_can_be_continued_without_a_loss() {

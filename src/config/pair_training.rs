@@ -50,7 +50,7 @@ pub struct PairTrainingConfig {
     pub max_steps: Option<u64>,
     /// Passes over the pairs after which the run ends; with `max_steps` as well, the earlier counts.
     pub epochs: Option<u64>,
-    /// What similarities are divided by before the softmax.
+    /// What similarities are divided by before the softmax, from 10⁻³⁰ to 10³⁰.
     pub temperature: f64,
     /// Whether documents look for their queries too, at equal shares of the loss.
     pub symmetric: bool,
@@ -162,7 +162,7 @@ impl PairTrainingConfig {
             let value = format!("{:?}", self.matryoshka);
             return Err(Error::config("matryoshka", value, "must be widths of at least 1, ascending"));
         }
-        above_zero("temperature", self.temperature)?;
+        within("temperature", self.temperature, 1e-30, 1e30)?;
         above_zero("learning_rate", self.learning_rate)?;
         within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;
         within("decay_fraction", self.decay_fraction, 0.0, 1.0)?;

@@ -10,6 +10,7 @@ use crate::checkpoint::saving::Saving;
 use crate::config::{PairEncoderConfig, PairTrainingConfig};
 use crate::data::{PairBatch, PairSource, PairStore};
 use crate::kernels::adamw::AdamwStep;
+use crate::linalg::gemm::prepare_thread;
 use crate::linalg::self_check::verify_blas;
 use crate::linalg::threads::SingleThreadedBlas;
 use crate::models::pair_encoder::{PairEncoder, PairWorkspace};
@@ -154,7 +155,7 @@ impl PairTrainer {
             .thread_name(|worker| format!("cllm worker {worker}"))
             .build()?;
         // Threads that are still starting allocate, which a run's first steps shall not see.
-        pool.broadcast(|_| ());
+        pool.broadcast(|_| prepare_thread());
         let blas = (!config.keep_blas_threads).then(SingleThreadedBlas::acquire);
         verify_blas()?;
         let engine = Engine {

@@ -27,7 +27,7 @@ pub(super) struct WorkerPlace {
     /// The words in sight of it, and their lines.
     words: Vec<u32>,
     lines: Vec<u32>,
-    /// Sums of this epoch.
+    /// Sums of the epoch of the block before.
     loss: f64,
     pairs: f64,
     finished: bool,
@@ -62,9 +62,11 @@ pub(super) struct WordWorker<'a> {
     next_epoch: u64,
     bytes: Range<u64>,
     state: State,
-    /// Since the last report, and of this epoch.
+    /// Since the last report, and of the epoch of the last block that was trained on.
     loss: BlockLoss,
     pub epoch_loss: BlockLoss,
+    /// Whether the block to come is the first of its epoch.
+    begins_epoch: bool,
     error: Option<Error>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> WordWorker<'a> {
             state: State::AtStart,
             loss: BlockLoss::default(),
             epoch_loss: BlockLoss::default(),
+            begins_epoch: false,
             error: None,
         }
     }
@@ -129,6 +132,7 @@ impl<'a> WordWorker<'a> {
         worker.block.windows.restore((&place.words, &place.lines, number), negatives);
         worker.next_epoch = place.text.epoch + 1;
         worker.epoch_loss = BlockLoss { loss: place.loss, pairs: place.pairs };
+        worker.begins_epoch = place.next_block == 0;
         // A run that was made longer goes on.
         worker.state =
             if place.finished && worker.next_epoch == config.epochs { State::Finished } else { State::Reading };
@@ -191,7 +195,7 @@ impl<'a> WordWorker<'a> {
             }
             let epoch = self.next_epoch;
             self.next_epoch += 1;
-            self.epoch_loss = BlockLoss::default();
+            self.begins_epoch = true;
             self.stream.restart(epoch)?;
             let number = BlockNumber { seed: config.seed, worker: self.index, epoch, block: 0 };
             self.block.windows.start(&mut self.stream, negatives, number)?;
@@ -229,6 +233,9 @@ impl<'a> WordWorker<'a> {
         let mut updates = self.updates.write().expect(NO_PANIC);
         if !self.is_ready {
             return updates.clear();
+        }
+        if std::mem::take(&mut self.begins_epoch) {
+            self.epoch_loss = BlockLoss::default();
         }
         let BlockLoss { loss, pairs } = updates.make(&mut self.block, factor, contested, tables);
         if !loss.is_finite() {
