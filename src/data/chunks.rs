@@ -14,7 +14,7 @@ const CHUNK_BYTES: usize = 1 << 22;
 
 /// Hands the file's bytes over, with the offset of each chunk.
 pub(super) fn for_each_bytes(file: &TextFile, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-    for_each_chunk(file, CHUNK_BYTES, |offset, bytes, _| each(offset, bytes))
+    for_each_chunk(file, CHUNK_BYTES, &mut each)
 }
 
 /// Hands the file's text over, with the offset in bytes of each chunk.
@@ -23,10 +23,7 @@ pub(super) fn for_each_text(
     policy: InvalidUtf8,
     mut each: impl FnMut(u64, &str) -> Result<()>,
 ) -> Result<()> {
-    for_each_chunk(file, CHUNK_BYTES, |offset, bytes, last| {
-        let bytes = if last && file.cut { &bytes[..whole_characters(bytes)] } else { bytes };
-        each(offset, &to_text(file, offset, bytes, policy)?)
-    })
+    for_each_chunk(file, CHUNK_BYTES, |offset, bytes| each(offset, &to_text(file, offset, bytes, policy)?))
 }
 
 /// The text in `range` of the file, less the partial words at ends that are not the file's.
@@ -38,11 +35,7 @@ pub(super) fn read_words(file: &TextFile, range: Range<u64>, policy: InvalidUtf8
             opened.take(range.end - range.start).read_to_end(&mut bytes)
         })
         .map_err(Error::io(&file.path))?;
-    let end = match range.end < file.bytes && !bytes.is_empty() {
-        true => split_before(&bytes),
-        false if file.cut => whole_characters(&bytes),
-        false => bytes.len(),
-    };
+    let end = if range.end < file.bytes && !bytes.is_empty() { split_before(&bytes) } else { bytes.len() };
     let continues = |byte: &u8| byte & 0xc0 == 0x80;
     let start = match range.start {
         0 => 0,
@@ -53,12 +46,8 @@ pub(super) fn read_words(file: &TextFile, range: Range<u64>, policy: InvalidUtf8
     Ok(to_text(file, range.start + start as u64, &bytes[start..end], policy)?.into_owned())
 }
 
-/// Calls `each(offset, bytes, whether they are the last)` for the file in chunks of at most `chunk_bytes`.
-fn for_each_chunk(
-    file: &TextFile,
-    chunk_bytes: usize,
-    mut each: impl FnMut(u64, &[u8], bool) -> Result<()>,
-) -> Result<()> {
+/// Calls `each(offset, bytes)` for the file in chunks of at most `chunk_bytes`.
+fn for_each_chunk(file: &TextFile, chunk_bytes: usize, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
     let opened = File::open(&file.path).map_err(Error::io(&file.path))?;
     let mut reader = opened.take(file.bytes);
     let mut buffer = Vec::with_capacity(chunk_bytes.min(file.bytes as usize));
@@ -69,7 +58,7 @@ fn for_each_chunk(
         let last = buffer.len() < chunk_bytes || reader.limit() == 0;
         let end = if last { buffer.len() } else { split_before(&buffer) };
         if end > 0 {
-            each(offset, &buffer[..end], last)?;
+            each(offset, &buffer[..end])?;
         }
         if last {
             return Ok(());
@@ -114,6 +103,19 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\n')
 }
 
+/// How many of the file's bytes are left without the first bytes of a character that is cut off at their end.
+pub(super) fn whole_characters_of(file: &TextFile) -> Result<u64> {
+    let start = file.bytes.saturating_sub(3);
+    let mut last = Vec::new();
+    File::open(&file.path)
+        .and_then(|mut opened| {
+            opened.seek(SeekFrom::Start(start))?;
+            opened.take(file.bytes - start).read_to_end(&mut last)
+        })
+        .map_err(Error::io(&file.path))?;
+    Ok(start + whole_characters(&last) as u64)
+}
+
 /// How many of the bytes are left without the first bytes of a character that is cut off at the end.
 fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
@@ -137,7 +139,7 @@ mod tests {
     fn file_of(content: &[u8]) -> (tempfile::NamedTempFile, TextFile) {
         let named = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(named.path(), content).unwrap();
-        let file = TextFile { path: named.path().to_path_buf(), bytes: content.len() as u64, cut: false };
+        let file = TextFile { path: named.path().to_path_buf(), bytes: content.len() as u64 };
         (named, file)
     }
 
@@ -147,12 +149,12 @@ mod tests {
         let (_named, file) = file_of(text.as_bytes());
         for chunk_bytes in 16..80 {
             let mut joined: Vec<u8> = Vec::new();
-            for_each_chunk(&file, chunk_bytes, |offset, bytes, last| {
+            for_each_chunk(&file, chunk_bytes, |offset, bytes| {
                 assert_eq!(offset, joined.len() as u64);
                 assert!(bytes.len() <= chunk_bytes && str::from_utf8(bytes).is_ok());
                 joined.extend(bytes);
-                assert_eq!(last, joined.len() == text.len());
-                assert!(last || (b" \n".contains(&text.as_bytes()[joined.len()]) && !bytes.ends_with(b" ")));
+                let is_last = joined.len() == text.len();
+                assert!(is_last || (b" \n".contains(&text.as_bytes()[joined.len()]) && !bytes.ends_with(b" ")));
                 Ok(())
             })
             .unwrap();
@@ -186,22 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_character_is_invalid_unless_the_file_was_cut_there() {
-        let (_named, mut file) = file_of(b"abc\xc3");
+    fn an_unfinished_character_is_invalid() {
+        let (_named, file) = file_of(b"abc\xc3");
         let error = for_each_text(&file, InvalidUtf8::Refuse, |_, _| Ok(())).unwrap_err();
         assert!(matches!(error, Error::InvalidUtf8 { offset: 3, value: 0xc3, .. }), "{error}");
-        let read = |file: &TextFile| {
-            let mut text = String::new();
-            for_each_text(file, InvalidUtf8::Replace, |_, part| {
-                text.push_str(part);
-                Ok(())
-            })
-            .unwrap();
-            text
-        };
-        assert_eq!(read(&file), "abc\u{fffd}");
-        file.cut = true;
-        assert_eq!(read(&file), "abc");
+        let mut text = String::new();
+        let read = for_each_text(&file, InvalidUtf8::Replace, |_, part| {
+            text.push_str(part);
+            Ok(())
+        });
+        assert!(read.is_ok() && text == "abc\u{fffd}", "{text}");
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub const TEXT_ENDINGS: [&str; 14] =
 pub struct TextOptions {
     /// Endings of the files taken from folders, without the dot, in any case; [`TEXT_ENDINGS`] by default.
     pub endings: Vec<String>,
-    /// Bytes read in all: the file that reaches the limit is cut there, those after it are left out. No limit by
-    /// default.
+    /// Bytes read in all: the file that reaches the limit is cut there, or before the character that does not fit, and those
+    /// after it are left out. No limit by default.
     pub max_bytes: Option<u64>,
     /// What happens to bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
@@ -47,8 +47,6 @@ pub(super) struct TextFile {
     pub(super) path: PathBuf,
     /// Bytes to read from its start.
     pub(super) bytes: u64,
-    /// Whether that is less than the file has, so that the last character may be cut.
-    pub(super) cut: bool,
 }
 
 /// The text files of a corpus, in a fixed order.
@@ -68,7 +66,7 @@ impl TextFiles {
     /// # Errors
     /// [`Error::Io`] for a missing or unreadable file or folder, [`Error::EmptyFile`] for an empty file that was given
     /// itself, [`Error::NoFiles`] for a folder without a file to take, [`Error::InvalidConfig`] for no path at all or
-    /// a limit of 0 bytes.
+    /// a limit below the first character's bytes.
     pub fn collect<P: AsRef<Path>>(paths: &[P], options: &TextOptions) -> Result<Self> {
         if paths.is_empty() {
             return Err(Error::config("paths", "none", "at least one file or folder"));
@@ -89,17 +87,23 @@ impl TextFiles {
             } else if metadata.len() == 0 {
                 return Err(Error::EmptyFile { path: path.to_path_buf() });
             } else {
-                files.push(TextFile { path: path.to_path_buf(), bytes: metadata.len(), cut: false });
+                files.push(TextFile { path: path.to_path_buf(), bytes: metadata.len() });
             }
         }
         if let Some(limit) = options.max_bytes {
             let mut rest = limit;
-            files.retain_mut(|file| {
-                file.cut = file.bytes > rest;
+            for file in &mut files {
+                let is_cut = file.bytes > rest;
                 file.bytes = file.bytes.min(rest);
                 rest -= file.bytes;
-                file.bytes > 0
-            });
+                if is_cut {
+                    file.bytes = chunks::whole_characters_of(file)?;
+                }
+            }
+            files.retain(|file| file.bytes > 0);
+            if files.is_empty() {
+                return Err(Error::config("max_bytes", limit, "as many as the first character has"));
+            }
         }
         Ok(Self { files, invalid_utf8: options.invalid_utf8 })
     }
@@ -206,7 +210,7 @@ fn walk(folder: &Path, endings: &[String], files: &mut Vec<TextFile>) -> Result<
         } else if has_ending(&path, endings) {
             let metadata = fs::metadata(&path).map_err(Error::io(&path))?;
             if metadata.is_file() && metadata.len() > 0 {
-                files.push(TextFile { path, bytes: metadata.len(), cut: false });
+                files.push(TextFile { path, bytes: metadata.len() });
             }
         }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cllm::Error;
 use cllm::data::{
     self, Batch, BatchOrder, SequenceSource, TextFiles, TextOptions, TokenStore, TokenWriter, Tokenizer,
-    TokenizerSource,
+    TokenizerSource, WordSplit, WordVocabulary,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -88,6 +88,29 @@ fn folders_are_walked_in_order_filtered_and_capped() {
     let given = [folder.path().join("c/d/f.txt"), folder.path().join("a.rs")];
     let corpus = TextFiles::collect(&given, &TextOptions::default()).unwrap();
     assert!(corpus.paths().eq(given.iter()));
+}
+
+/// Whoever reads it finds valid text.
+#[test]
+fn a_limit_within_a_character_ends_the_text_before_it() {
+    let folder = folder(&[("a.rs", "aé b".as_bytes()), ("b.rs", "cd".as_bytes())]);
+    let collect = |max_bytes| {
+        let options = TextOptions { max_bytes: Some(max_bytes), ..TextOptions::default() };
+        TextFiles::collect(&[folder.path()], &options)
+    };
+    // A word ends with its file.
+    let cases = [(1, "a", 1), (2, "a", 1), (3, "aé", 1), (5, "aé b", 2), (6, "aé bc", 3), (100, "aé bcd", 3)];
+    for (max_bytes, text, words) in cases {
+        let corpus = collect(max_bytes).unwrap();
+        assert_eq!(corpus.total_bytes(), text.len() as u64, "{max_bytes}");
+        let tokenizer = Tokenizer::train_characters("aé bcd").unwrap();
+        let tokens = corpus.tokenize(&tokenizer).unwrap();
+        assert_eq!(tokenizer.decode(&all(&tokens)), text, "{max_bytes}");
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        assert_eq!(vocabulary.corpus_words(), words, "{max_bytes}");
+    }
+    fs::write(folder.path().join("a.rs"), "é").unwrap();
+    assert_error!(collect(1), Error::InvalidConfig { name: "max_bytes", .. });
 }
 
 #[cfg(unix)]
