@@ -218,10 +218,18 @@ fn bytes_of(arguments: &Arguments) -> Option<u64> {
 fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles, Option<RunFolder>)> {
     let given = given.completed()?;
     given.config().validate()?;
-    if let Some(folder) = given.out.as_ref().and_then(|path| path.parent())
-        && !folder.is_dir()
-    {
-        return Err(format!("{}: there is no such folder to write to", folder.display()).into());
+    if let Some(path) = &given.out {
+        let folder = path.parent().unwrap_or(path).display();
+        match path.parent().map(std::fs::metadata) {
+            Some(Ok(found)) if found.is_dir() && !found.permissions().readonly() => {}
+            Some(Ok(found)) if found.is_dir() => {
+                return Err(format!("{folder}: this folder cannot be written to").into());
+            }
+            _ => return Err(format!("{folder}: there is no such folder to write to").into()),
+        }
+        if path.is_dir() {
+            return Err(format!("{}: a folder, where a file is to be written", path.display()).into());
+        }
     }
     let Some(path) = given.resume.clone() else {
         let corpus = corpus::collect(&given.data, bytes_of(&given))?;
@@ -278,9 +286,7 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
     display.finish();
     let summary = summary.map_err(recorded::explained)?;
     if let Some(folder) = &folder {
-        if summary.run_words > 0 {
-            trainer.save(folder.path())?;
-        }
+        trainer.save(folder.path())?;
         if summary.stopped {
             let path = folder.path().display();
             eprintln!("interrupted at word {}, which is saved; --resume {path} goes on", summary.words);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use cllm::config::PairEncoderConfig;
 use cllm::data::{PairFormat, PairReader, PairStoreBuilder, Tokenizer};
@@ -204,9 +204,12 @@ fn word_embeddings_are_written_in_every_format_and_their_outcome_is_printed() {
     }
     assert!(tables.iter().all(|table| table == &tables[0]));
     // Nothing is trained that could not be written.
-    let output = run(&["--out", "no/such/folder/vectors"]);
-    let text = stderr(&output);
-    assert!(output.status.code() == Some(1) && text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+    fs::create_dir(folder.path().join("folder")).unwrap();
+    for out in ["no/such/folder/vectors", "folder"] {
+        let output = run(&["--out", out]);
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(1) && text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+    }
 }
 
 #[test]

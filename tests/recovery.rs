@@ -366,6 +366,33 @@ fn word_embeddings_skip_the_blocks_that_fail_and_are_resumed_exactly() {
     }
 }
 
+/// The second run fails, returns to where the first began, and is stopped before it is where it began itself.
+#[test]
+fn a_run_that_was_rolled_back_to_before_its_start_counts_no_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.txt");
+    let text: String =
+        (0..300_000).map(|at| format!("w{}{}", at * at % 61, if at % 9 == 0 { "\n" } else { " " })).collect();
+    std::fs::write(&path, text + "\nthrice thrice thrice\n").unwrap();
+    let text = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+    let run = tempfile::tempdir().unwrap();
+    let config = WordTrainingConfig { epochs: 1, save_interval: None, ..word_config(OnNonFinite::RollBack) };
+    let from = planted(run.path(), &text, &config, "input", f32::MAX);
+    let mut trainer = WordTrainer::resume(&from, None, Accept::Exact).unwrap().0;
+    let mut stop_after = |reports| {
+        let mut seen = 0;
+        let run = trainer.run(&text, |_| {
+            seen += 1;
+            if seen == reports { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        run.unwrap()
+    };
+    let (first, second) = (stop_after(2), stop_after(1));
+    assert!(first.stopped && first.run_words == first.words && first.rolled_back == 0, "{first:?}");
+    assert!(second.stopped && second.words < first.words && second.rolled_back == 1, "{second:?}");
+    assert_eq!(second.run_words, 0);
+}
+
 /// All words have such means, and every block fails.
 #[test]
 fn word_embeddings_give_up_after_as_many_failures_in_a_row_as_are_allowed() {

@@ -58,6 +58,41 @@ fn checkpoints(folder: &Path) -> Vec<std::path::PathBuf> {
     folders
 }
 
+/// The words of the first half occur once each, so that nothing of it is trained on, or, of every `share` words, all but one.
+fn lopsided(path: &Path, words: u64, share: u64) -> TextFiles {
+    let word = |at: u64| {
+        let is_rare = at < words / 2 && !(share > 0 && at.is_multiple_of(share));
+        // Of about the same length.
+        let name = if is_rare { format!("r{at:05}") } else { format!("common{}", at * at % 61) };
+        name + if at.is_multiple_of(9) { "\n" } else { " " }
+    };
+    std::fs::write(path, (0..words).map(word).collect::<String>()).unwrap();
+    TextFiles::collect(&[path], &TextOptions::default()).unwrap()
+}
+
+/// Rounds take as many words that are known from each half, and so many more words of the corpus from the first.
+#[test]
+fn checkpoints_come_at_their_interval_where_workers_read_at_different_speeds() {
+    let folder = tempfile::tempdir().unwrap();
+    for share in [0, 4] {
+        let text = lopsided(&folder.path().join(format!("text-{share}")), 60_000, share);
+        let vocabulary = WordVocabulary::build(&text, WordSplit::Blanks, 2).unwrap();
+        for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+            let run = folder.path().join(format!("{mode:?}-{share}"));
+            let (workers, save_interval, keep_checkpoints) = (2, Some(6_000), None);
+            let config = WordTrainingConfig { mode, workers, save_interval, keep_checkpoints, epochs: 2, ..config() };
+            let mut trainer = WordTrainer::new(vocabulary.clone(), config).unwrap();
+            trainer.save_to(&run).unwrap();
+            to_the_end(&mut trainer, &text).unwrap();
+            trainer.finish_saving().unwrap();
+            let places: Vec<u64> = checkpoints(&run).iter().map(|at| resume(at).unwrap().words()).collect();
+            // A worker may read all the words of its part before it comes to rest.
+            let longest = places.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+            assert!((4..=20).contains(&places.len()) && longest < 38_000, "{mode:?}, {share}: {places:?}");
+        }
+    }
+}
+
 #[test]
 fn every_objective_and_worker_count_resumes_exactly() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,6 +221,22 @@ fn what_differs_is_refused_by_name() {
     let error = to_the_end(&mut resume(from).unwrap(), &changed).unwrap_err();
     assert!(matches!(&error, Error::Differences { differences } if differences[0].name == "fingerprint"), "{error}");
     to_the_end(&mut WordTrainer::resume(from, None, Accept::Anything).unwrap().0, &changed).unwrap();
+}
+
+#[test]
+fn other_blocks_are_refused_by_the_name_of_what_makes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    // Every second word is the same: without subsampling, blocks of such a text are small.
+    let path = folder.path().join("skewed");
+    std::fs::write(&path, (0..6000).map(|at| format!("same w{} ", at * at % 61)).collect::<String>()).unwrap();
+    let skewed = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+    let sampled = WordTrainingConfig { block: 48, ..config() };
+    let saved = trainer(&skewed, &sampled).save(folder.path().join("skewed_run")).unwrap();
+    let with =
+        |sample| WordTrainer::resume(&saved, Some(WordTrainingConfig { sample, ..sampled.clone() }), Accept::Anything);
+    let error = with(0.0).unwrap_err();
+    assert!(matches!(&error, Error::InvalidConfig { name: "sample", .. }), "{error}");
+    to_the_end(&mut with(1e-2).unwrap().0, &skewed).unwrap();
 }
 
 fn text_words(text: &TextFiles) -> u64 {

@@ -235,6 +235,32 @@ fn the_callback_stops_a_run() {
     }
 }
 
+/// Of two workers' parts, the first has no word that is frequent enough.
+#[test]
+fn a_run_is_watched_when_its_first_worker_has_nothing_to_do() {
+    const WORDS: u64 = 400_000;
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        (0..WORDS).map(|at| if at < WORDS / 2 { format!("r{at:05} ") } else { format!("word{:02} ", at * at % 61) });
+    let corpus = collect(&folder.path().join("text"), text.collect::<String>().as_bytes());
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 2).unwrap();
+    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+        let config = WordTrainingConfig { mode, workers: 2, ..config() };
+        let mut trainer = WordTrainer::new(vocabulary.clone(), config).unwrap();
+        let mut reports = Vec::new();
+        let summary = trainer.run(&corpus, |progress| {
+            reports.push(*progress);
+            if reports.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let summary = summary.unwrap();
+        assert!(summary.stopped && summary.words < 4 * WORDS, "{mode:?}: {summary:?}");
+        let [first, second] = reports[..] else { panic!("{reports:?}") };
+        assert!(first.words < second.words && second.words <= summary.words, "{mode:?}: {reports:?}, {summary:?}");
+        assert!(first.done < second.done && second.done < 1.0, "{mode:?}: {reports:?}");
+        assert!(second.loss > 0.0, "{mode:?}: {reports:?}");
+    }
+}
+
 /// The callback is asked every 2¹⁷ words, which are reached in sight of the first block of the second epoch.
 #[test]
 fn a_run_that_stops_between_two_epochs_has_the_loss_of_the_first() {
@@ -307,6 +333,10 @@ fn settings_outside_their_domain_are_refused() {
     }
     assert!(refused(WordTrainingConfig { shared_negatives: 24, ..config() }));
     assert!(refused(WordTrainingConfig { learning_rate: f64::NAN, ..config() }));
+    assert!(refused(WordTrainingConfig { negatives: 1e7, ..config() }));
+    for (sample, is_valid) in [(0.0, true), (1e-30, true), (1e-31, false), (-1.0, false), (f64::NAN, false)] {
+        assert_eq!(refused(WordTrainingConfig { sample, ..config() }), !is_valid, "sample = {sample}");
+    }
     assert!(refused(WordTrainingConfig { epochs: 0, ..config() }));
 }
 

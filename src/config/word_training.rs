@@ -23,7 +23,7 @@ pub enum WorkerMode {
     /// In rounds of a block a worker: a row that one worker's block alone has is updated by it at once, one that several
     /// have when all have read it, by one of them in the workers' order. The same bits for a given number of workers,
     /// build and machine. Workers wait for each other twice a round, so one that is held up holds up all; they keep their
-    /// processors meanwhile, of which there should be one for each.
+    /// processors meanwhile, of which there should be one for each. The default.
     Deterministic,
     /// Every worker reads and updates the tables as it goes, element by element through relaxed atomics (Recht et al.,
     /// "Hogwild!", 2011). An update of an element that another worker updates at that moment may be lost, and with several
@@ -80,9 +80,10 @@ pub struct WordTrainingConfig {
     pub dim: usize,
     /// Largest distance of a pair: each centre word draws its own from 1 to this one, evenly.
     pub window: usize,
-    /// Weight of the negative words against a positive one: the number that would be drawn for each pair.
+    /// Weight of the negative words against a positive one: the number that would be drawn for each pair, up to a million. One
+    /// that is a pair's own context counts too, where word2vec leaves it out.
     pub negatives: f64,
-    /// Threshold of the subsampling of frequent words; 0 keeps all.
+    /// Threshold of the subsampling of frequent words, at least 10⁻³⁰; 0 keeps all.
     pub sample: f64,
     /// Power of a word's count with which it is drawn as a negative.
     pub negative_power: f64,
@@ -119,7 +120,7 @@ pub struct WordTrainingConfig {
 }
 
 impl Default for WordTrainingConfig {
-    /// Word2vec's settings for skip-gram.
+    /// Word2vec's settings for skip-gram, one worker, and [`WorkerMode::Deterministic`] for more.
     fn default() -> Self {
         let NonFinitePolicy { on_non_finite, roll_back_factor, non_finite_limit } = NonFinitePolicy::default();
         Self {
@@ -187,8 +188,11 @@ impl WordTrainingConfig {
             return Err(Error::config("keep_checkpoints", 0, "must be at least 1, or left out"));
         }
         self.subwords.map_or(Ok(()), SubwordConfig::validate)?;
-        within("negatives", self.negatives, 0.0, f64::INFINITY)?;
-        within("sample", self.sample, 0.0, f64::INFINITY)?;
+        within("negatives", self.negatives, 0.0, 1e6)?;
+        if self.sample != 0.0 {
+            // Smaller ones would keep no word at all, in f32.
+            within("sample", self.sample, 1e-30, 1e30)?;
+        }
         within("negative_power", self.negative_power, 0.0, 4.0)?;
         above_zero("learning_rate", self.learning_rate)?;
         within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;

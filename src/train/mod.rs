@@ -19,6 +19,7 @@ mod word_checkpointing;
 mod word_round;
 mod word_shared;
 mod word_trainer;
+mod word_watch;
 mod word_worker;
 
 pub use checkpointing::ResumeOptions;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::recovery::{Recover, Recovery};
 use super::report::StepOutcome;
 use super::run_data::{Recorded, RunData};
+use super::word_shared::block_of;
 use super::word_trainer::WordTrainer;
 use super::word_worker::WorkerPlace;
 use crate::checkpoint::difference::{self, refuse};
@@ -90,7 +91,7 @@ impl WordTrainer {
     /// In deterministic mode the trainer goes on as the one that wrote the checkpoint would have, bit by bit. In
     /// asynchronous mode it goes on at the same place, but no two runs have the same bits. All differences found are
     /// returned; those that `accept` does not cover are an error. The number of workers and what a block is must be the
-    /// same in any case, since the places in the text depend on them.
+    /// same in any case, since the places in the text depend on them; of few words, another `sample` can make it smaller.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open`] and [`Checkpoint::load`]; [`Error::Differences`]; those of [`WordTrainer::new`].
@@ -128,6 +129,13 @@ impl WordTrainer {
             return Err(Error::invalid_file(path, "a worker's place with numbers that are too large"));
         }
         let mut trainer = Self::new(vocabulary, config)?;
+        let subwords = trainer.model.subwords();
+        let [before, after] =
+            [&saved, &trainer.config].map(|config| block_of(&trainer.vocabulary, config, subwords.as_deref()));
+        if before != after {
+            let expected = format!("makes blocks of {after} words, where the checkpoint has blocks of {before}");
+            return Err(Error::config("sample", trainer.config.sample, expected));
+        }
         let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
         trainer.places = places;

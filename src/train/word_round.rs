@@ -15,8 +15,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::word_watch::Standing;
 use super::word_worker::{NO_PANIC, WordWorker};
-use crate::models::skip_gram::row_set::{RowSet, TableName};
+use crate::models::skip_gram::row_set::{RowCount, RowSet, TableName};
 use crate::models::skip_gram::rows::Racing;
 use crate::models::skip_gram::update::Updates;
 use crate::parallel::pause;
@@ -24,9 +25,9 @@ use crate::parallel::pause;
 /// What the workers of a run of rounds know of each other.
 struct Meeting<'a> {
     updates: Vec<Arc<RwLock<Updates<'a>>>>,
-    /// The rows of each worker's next block, in even and in odd rounds: a worker may be one round ahead of another that
-    /// still looks at the present one.
-    rows: Vec<[RwLock<RowSet>; 2]>,
+    /// What each worker shows of itself before its next block, in even and in odd rounds: a worker may be one round ahead of
+    /// another that still looks at the present one.
+    shown: Vec<[RwLock<Shown>; 2]>,
     /// Workers that have come so far, in all rounds.
     trained: AtomicU64,
     prepared: AtomicU64,
@@ -37,6 +38,13 @@ struct Meeting<'a> {
     end: AtomicU64,
     /// Whether a worker has panicked, so that waiting for it is in vain.
     is_broken: AtomicBool,
+}
+
+/// The rows of a worker's next block, and how far the worker is.
+#[derive(Default)]
+struct Shown {
+    rows: RowSet,
+    standing: Standing,
 }
 
 impl Meeting<'_> {
@@ -68,7 +76,10 @@ impl Meeting<'_> {
 
     /// Shows the others the rows of the worker's block of `round`.
     fn show(&self, index: usize, worker: &WordWorker<'_>, round: u64, has_ended: &mut bool) {
-        worker.show_rows(&mut self.rows[index][round as usize % 2].write().expect(NO_PANIC));
+        let mut shown = self.shown[index][round as usize % 2].write().expect(NO_PANIC);
+        worker.show_rows(&mut shown.rows);
+        shown.standing = worker.standing();
+        drop(shown);
         if !worker.is_ready() && !std::mem::replace(has_ended, true) {
             let ended = 1 + self.ended.fetch_add(1, Ordering::Relaxed);
             if ended == self.count() {
@@ -78,9 +89,15 @@ impl Meeting<'_> {
         self.prepared.fetch_add(1, Ordering::Release);
     }
 
-    /// The rows that several workers have in `round`.
-    fn contested(&self, round: u64) -> RowSet {
-        RowSet::in_several(self.rows.iter().map(|rows| rows[round as usize % 2].read().expect(NO_PANIC)))
+    /// The rows that several workers have in `round`, and how far all were before it.
+    fn seen(&self, round: u64) -> (RowSet, Standing) {
+        let (mut rows, mut standing) = (RowCount::default(), Standing::default());
+        for shown in &self.shown {
+            let shown = shown[round as usize % 2].read().expect(NO_PANIC);
+            rows.add(&shown.rows);
+            standing = standing + shown.standing;
+        }
+        (rows.in_several(), standing)
     }
 
     /// Makes the pending updates that are worker `index`'s to make.
@@ -107,19 +124,18 @@ impl Drop for Attendance<'_> {
     }
 }
 
-/// Trains every worker on its blocks, until none has any left, one fails, or `look`, which is called after each block of
-/// the first worker, says that there is a reason to pause; every worker is then between two blocks.
+/// Trains every worker on its blocks, until none has any left, one fails, or `look`, which is told in each round how far
+/// all were before it, says that there is a reason to pause; every worker is then between two blocks.
 ///
 /// Runs on the rayon pool it is called in, which must have a thread for every worker.
 pub(super) fn deterministic_rounds<P: Send>(
     workers: &mut [WordWorker<'_>],
     tables: [Racing<'_>; 2],
-    look: impl FnMut(&mut WordWorker<'_>) -> Option<P> + Send,
+    look: impl FnMut(Standing) -> Option<P> + Send,
 ) -> Option<P> {
-    let sets = || [RwLock::new(RowSet::EMPTY), RwLock::new(RowSet::EMPTY)];
     let meeting = Meeting {
         updates: workers.iter().map(|worker| worker.updates.clone()).collect(),
-        rows: workers.iter().map(|_| sets()).collect(),
+        shown: workers.iter().map(|_| Default::default()).collect(),
         trained: AtomicU64::new(0),
         prepared: AtomicU64::new(0),
         updated: AtomicU64::new(0),
@@ -134,9 +150,9 @@ pub(super) fn deterministic_rounds<P: Send>(
         let Some(seat) = seats.get(index) else { return };
         let _attendance = Attendance(&meeting.is_broken);
         let mut watch = (index == 0).then(|| watch.lock().expect(NO_PANIC));
-        attend(&meeting, index, &mut seat.lock().expect(NO_PANIC), tables, |worker| {
+        attend(&meeting, index, &mut seat.lock().expect(NO_PANIC), tables, |standing| {
             let Some((look, pause)) = watch.as_deref_mut() else { return false };
-            *pause = look(worker);
+            *pause = look(standing);
             pause.is_some()
         });
     });
@@ -149,7 +165,7 @@ fn attend(
     index: usize,
     worker: &mut WordWorker<'_>,
     tables: [Racing<'_>; 2],
-    mut look: impl FnMut(&mut WordWorker<'_>) -> bool,
+    mut look: impl FnMut(Standing) -> bool,
 ) {
     let mut has_ended = false;
     meeting.show(index, worker, 0, &mut has_ended);
@@ -160,11 +176,11 @@ fn attend(
         {
             return;
         }
-        let contested = meeting.contested(round);
+        let (contested, standing) = meeting.seen(round);
         worker.train(Some(&contested), tables);
         meeting.trained.fetch_add(1, Ordering::Release);
         worker.prepare();
-        if worker.failed() || (worker.is_ready() && look(worker)) {
+        if worker.failed() || look(standing) {
             meeting.end_before(round + 1);
         }
         meeting.show(index, worker, round + 1, &mut has_ended);
@@ -220,13 +236,17 @@ mod tests {
         workers
     }
 
-    /// One after the other: what each worker has alone at once, then, worker by worker, what was left.
-    fn rounds_in_turn(workers: &mut [WordWorker<'_>], tables: [Racing<'_>; 2], rounds: u64) -> [usize; 3] {
-        let (mut contested_updates, mut looks, mut done) = (0, 0, 0);
-        while done < rounds && workers.iter().any(WordWorker::is_ready) {
+    /// One after the other: what each worker has alone at once, then, worker by worker, what was left. Returns how many
+    /// updates that were, and the words read before each round.
+    fn rounds_in_turn(workers: &mut [WordWorker<'_>], tables: [Racing<'_>; 2], rounds: usize) -> (usize, Vec<u64>) {
+        let (mut contested_updates, mut words) = (0, Vec::new());
+        while words.len() < rounds && workers.iter().any(WordWorker::is_ready) {
+            words.push(workers.iter().map(WordWorker::words).sum());
             let mut sets = vec![RowSet::EMPTY; WORKERS];
             sets.iter_mut().zip(&*workers).for_each(|(set, worker)| worker.show_rows(set));
-            let contested = RowSet::in_several(sets.iter());
+            let mut count = RowCount::default();
+            sets.iter().for_each(|set| count.add(set));
+            let contested = count.in_several();
             for worker in &mut *workers {
                 worker.draw_windows();
                 worker.train(Some(&contested), tables);
@@ -238,10 +258,8 @@ mod tests {
                     contested_updates += 1;
                 });
             }
-            looks += usize::from(workers[0].is_ready());
-            done += 1;
         }
-        [contested_updates, looks, done as usize]
+        (contested_updates, words)
     }
 
     #[test]
@@ -257,24 +275,25 @@ mod tests {
         ] {
             let config = config(objective, subwords);
             let mut models = [0, 1].map(|_| SkipGram::new(&vocabulary, &config).unwrap());
-            for rounds in [1, 7, u64::MAX] {
+            for rounds in [1, 7, usize::MAX] {
                 let [(shared, racing), (other_shared, in_turn)] = models.each_mut().map(|model| {
                     let shared = Shared::new(&vocabulary, &config, model.subwords(), &corpus);
                     (shared, tables(model, config.dim))
                 });
                 let mut workers = prepared(&shared);
-                let mut seen = 0;
+                let mut seen = Vec::new();
                 let pause = pool().install(|| {
-                    deterministic_rounds(&mut workers, racing, |_| {
-                        seen += 1;
-                        (seen == rounds).then_some("pause")
+                    deterministic_rounds(&mut workers, racing, |standing| {
+                        seen.push(standing.words);
+                        (seen.len() == rounds).then_some("pause")
                     })
                 });
                 let mut others = prepared(&other_shared);
-                let [contested, looks, done] = rounds_in_turn(&mut others, in_turn, rounds);
-                assert_eq!(pause, (rounds < u64::MAX).then_some("pause"));
-                assert_eq!(seen as usize, looks);
-                assert!(contested > 10 && (rounds < u64::MAX || done > 500), "{contested} in {done} rounds");
+                let (contested, words) = rounds_in_turn(&mut others, in_turn, rounds);
+                assert_eq!(pause, (rounds < usize::MAX).then_some("pause"));
+                assert_eq!(seen, words);
+                let done = words.len();
+                assert!(contested > 10 && (rounds < usize::MAX || done > 500), "{contested} in {done} rounds");
                 for (worker, other) in workers.iter().zip(&others) {
                     assert!(worker.place() == other.place(), "{objective:?}, {rounds} rounds");
                 }

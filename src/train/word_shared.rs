@@ -28,15 +28,21 @@ impl<'a> Shared<'a> {
         corpus: &'a TextFiles,
     ) -> Self {
         let keep = vocabulary.keep_probabilities(config.sample);
-        let kept: Vec<f64> =
-            vocabulary.counts().iter().zip(&keep).map(|(&count, &keep)| count as f64 * f64::from(keep)).collect();
         let drawn: Vec<f64> =
             vocabulary.counts().iter().map(|&count| (count as f64).powf(config.negative_power)).collect();
-        let block = stable_block(config, &kept, subwords.as_deref());
+        let block = block_of(vocabulary, config, subwords.as_deref());
         let config = WordTrainingConfig { block, ..config.clone() };
         let (negatives, learning_rate_factor) = (AliasTable::new(&drawn), 1.0);
         Self { corpus, vocabulary, subwords, config, learning_rate_factor, negatives, keep }
     }
+}
+
+/// The centre words of a block (see [`stable_block`]).
+pub(super) fn block_of(vocabulary: &WordVocabulary, config: &WordTrainingConfig, subwords: Option<&Subwords>) -> usize {
+    let keep = vocabulary.keep_probabilities(config.sample);
+    let kept: Vec<f64> =
+        vocabulary.counts().iter().zip(keep).map(|(&count, keep)| count as f64 * f64::from(keep)).collect();
+    stable_block(config, &kept, subwords)
 }
 
 /// The block size, lowered where few words make up the text.

@@ -1,15 +1,17 @@
 //! Training of word embeddings.
 
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::recovery::{Recover, Recovery};
 use super::report::StepOutcome;
 use super::word_checkpointing::WordData;
 use super::word_round::deterministic_rounds;
 use super::word_shared::Shared;
-use super::word_worker::{WordWorker, WorkerPlace};
+use super::word_watch::{Pause, Watch};
+use super::word_worker::{NO_PANIC, WordWorker, WorkerPlace};
 use crate::checkpoint::saving::Saving;
 use crate::config::{WordTrainingConfig, WorkerMode};
 use crate::data::{TextFiles, WordVocabulary};
@@ -19,20 +21,19 @@ use crate::parallel::for_each_indexed;
 use crate::params::as_atomics;
 use crate::{Result, WordVectors};
 
-/// Words of the corpus between two reports.
-const REPORT_WORDS: u64 = 1 << 17;
+/// Words that a racing worker reads before it tells the others again how far it is.
+const TOLD_WORDS: u64 = 1 << 10;
 
 /// What a run's callback is told now and then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WordProgress {
-    /// Words of the corpus read so far, in all epochs, those that were passed over included.
+    /// Words of the corpus that all workers have read so far, in all epochs, those that were passed over included.
     pub words: u64,
     /// The share of the run that is done.
     pub done: f64,
-    /// The learning rate at the moment.
+    /// The learning rate at the moment, the mean of the workers', who may be at different shares of their parts.
     pub learning_rate: f64,
-    /// Mean loss of a positive pair and its negatives since the last report, in nats. In asynchronous mode, of those of
-    /// the reporting worker.
+    /// Mean loss of a positive pair and its negatives since the last report, in nats; not a number if there was no pair.
     pub loss: f64,
     /// Words of the corpus a second since the run began.
     pub words_per_second: f64,
@@ -121,13 +122,13 @@ impl WordTrainer {
     /// Trains on `corpus` for the configured epochs, the learning rate falling from its start to its end, from where this
     /// trainer is: at the beginning, where a run was stopped, or where its checkpoint was written.
     ///
-    /// `on_progress` is called on a worker thread every 130 thousand words of a worker or so, and may stop the run. It must
+    /// `on_progress` is called on a worker thread every 130 thousand words for each worker or so, and may stop the run. It must
     /// not wait for work that it gives to the pool of these threads, which wait for it.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) and [`Error::InvalidFile`](crate::Error::InvalidFile) if a file cannot be read or
-    /// was cut; some words of it may then be passed over if the run is continued, unless it is resumed from its last
-    /// checkpoint. [`Error::NonFinite`](crate::Error::NonFinite) if the loss of a block is not finite, and then the block is
+    /// was cut; some words of it may then be passed over, or trained on twice, if the run is continued, unless it is resumed
+    /// from its last checkpoint. [`Error::NonFinite`](crate::Error::NonFinite) if the loss of a block is not finite, and then the block is
     /// left out; under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the run goes on, and
     /// the summary tells of it. [`Error::Differences`](crate::Error::Differences) if the trainer was resumed and `corpus` is not the text
     /// of its checkpoint. Those of saving (see [`WordTrainer::save_to`]).
@@ -137,15 +138,7 @@ impl WordTrainer {
         on_progress: impl FnMut(&WordProgress) -> ControlFlow<()> + Send,
     ) -> Result<WordSummary> {
         self.begin_run(corpus)?;
-        let mut watch = Watch {
-            start: Instant::now(),
-            first: self.words(),
-            next_report: u64::MAX,
-            next_save: u64::MAX,
-            reached: 0,
-            is_stopped: false,
-            on_progress,
-        };
+        let mut watch = Watch::new(self.words(), on_progress);
         let (mut skipped, mut rolled_back) = (0, 0);
         loop {
             let error = match self.run_from_places(corpus, &mut watch) {
@@ -175,13 +168,8 @@ impl WordTrainer {
                 Some(place) => WordWorker::at(&shared, worker, place),
             })
             .collect::<Result<Vec<_>>>()?;
-        let next_save = |words: u64| match config.save_interval {
-            Some(interval) if saves => words.saturating_add(interval),
-            _ => u64::MAX,
-        };
-        let words: u64 = workers.iter().map(WordWorker::words).sum();
-        watch.next_report = watch.next_report.min(workers[0].words() + REPORT_WORDS);
-        watch.next_save = watch.next_save.min(next_save(words));
+        let save_interval = config.save_interval.filter(|_| saves);
+        watch.begin(words_of(&workers), config.workers, save_interval);
         let ended: Result<bool> = pool.install(|| {
             for_each_indexed(&mut workers, &|_, worker| {
                 if !worker.is_ready() {
@@ -195,13 +183,14 @@ impl WordTrainer {
                     WorkerMode::Deterministic if config.workers > 1 => deterministic(&mut workers, tables, watch),
                     _ => alone_or_racing(&mut workers, tables, watch),
                 }?;
-                if pause != Pause::Save {
+                let is_at_end = !workers.iter().any(WordWorker::is_ready);
+                let Some(interval) = save_interval.filter(|_| pause == Pause::Save && !is_at_end) else {
                     saving.finish()?;
-                    return Ok(pause == Pause::Stop);
-                }
+                    return Ok(pause == Pause::Stop && !is_at_end);
+                };
                 *places = places_of(&workers);
                 saving.save_beside_training(data.state(vocabulary, config, model, places, learning_rate_factor))?;
-                watch.next_save = next_save(workers.iter().map(WordWorker::words).sum());
+                watch.saved(words_of(&workers), interval);
             }
         });
         let reached = places_of(&workers);
@@ -212,9 +201,9 @@ impl WordTrainer {
         }
         let loss = workers.iter().map(|worker| worker.epoch_loss.loss).sum::<f64>()
             / workers.iter().map(|worker| worker.epoch_loss.pairs).sum::<f64>();
-        let words: u64 = workers.iter().map(WordWorker::words).sum();
-        let stopped = ended?;
-        let (run_words, training_time) = (words - watch.first, watch.start.elapsed());
+        let (words, stopped) = (words_of(&workers), ended?);
+        // Of a run that was rolled back to before its start, none are left.
+        let (run_words, training_time) = (words.saturating_sub(watch.first), watch.start.elapsed());
         Ok(WordSummary { words, run_words, loss, training_time, stopped, skipped: 0, rolled_back: 0 })
     }
 
@@ -257,63 +246,12 @@ impl WordTrainer {
     }
 }
 
+fn words_of(workers: &[WordWorker<'_>]) -> u64 {
+    workers.iter().map(WordWorker::words).sum()
+}
+
 fn places_of(workers: &[WordWorker<'_>]) -> Vec<Option<WorkerPlace>> {
     workers.iter().map(WordWorker::place).collect()
-}
-
-/// Why the workers came to rest between two blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pause {
-    /// The text is at its end.
-    End,
-    /// The callback stopped the run.
-    Stop,
-    /// A checkpoint is due.
-    Save,
-}
-
-/// Calls the callback when it is due, and tells when a checkpoint is.
-struct Watch<F> {
-    start: Instant,
-    /// Words read before this run.
-    first: u64,
-    /// Of the first worker.
-    next_report: u64,
-    /// Of all workers.
-    next_save: u64,
-    /// Words of the first worker after the last look: what came before went well.
-    reached: u64,
-    /// Whether the callback has stopped the run, even if a block fails before it comes to rest.
-    is_stopped: bool,
-    on_progress: F,
-}
-
-impl<F: FnMut(&WordProgress) -> ControlFlow<()>> Watch<F> {
-    /// Looks at `worker`, as if all `workers` had done the same; returns why they shall come to rest, if they shall.
-    fn look(&mut self, worker: &mut WordWorker<'_>, workers: usize) -> Option<Pause> {
-        if self.is_stopped {
-            return Some(Pause::Stop);
-        }
-        let words = worker.words() * workers as u64;
-        self.reached = worker.words();
-        if worker.words() >= self.next_report {
-            self.next_report = worker.words() + REPORT_WORDS;
-            let loss = worker.take_loss();
-            let seconds = self.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
-            let progress = WordProgress {
-                words,
-                done: worker.done(),
-                learning_rate: worker.learning_rate(),
-                loss: loss.loss / loss.pairs,
-                words_per_second: words.saturating_sub(self.first) as f64 / seconds,
-            };
-            if (self.on_progress)(&progress).is_break() {
-                self.is_stopped = true;
-                return Some(Pause::Stop);
-            }
-        }
-        (words >= self.next_save).then_some(Pause::Save)
-    }
 }
 
 /// Rounds of a block a worker, until no worker has any left or there is a reason to pause.
@@ -322,16 +260,7 @@ fn deterministic(
     tables: [Racing<'_>; 2],
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
-    let count = workers.len();
-    let mut reached = watch.reached;
-    let pause = deterministic_rounds(workers, tables, |worker| {
-        reached = watch.reached;
-        watch.look(worker, count)
-    });
-    if !workers[0].failed() && workers.iter().any(WordWorker::failed) {
-        // The last look was in the round that failed.
-        watch.reached = reached;
-    }
+    let pause = deterministic_rounds(workers, tables, |together| watch.look(together));
     for worker in workers {
         worker.take_error()?;
     }
@@ -345,19 +274,31 @@ fn alone_or_racing(
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
     let halt = AtomicBool::new(workers.iter().any(WordWorker::failed));
-    let watch = std::sync::Mutex::new((watch, Pause::End));
-    let count = workers.len();
+    let watch = Mutex::new((watch, Pause::End));
+    let standings: Vec<_> = workers.iter().map(|worker| Mutex::new(worker.standing())).collect();
+    let standing = |index: usize| *standings[index].lock().expect(NO_PANIC);
     for_each_indexed(workers, &|index, worker| {
+        let mut told = worker.words();
         while !halt.load(Ordering::Relaxed) && worker.is_ready() {
             worker.draw_windows();
             worker.train(None, tables);
             worker.prepare();
             if worker.failed() {
                 halt.store(true, Ordering::Relaxed);
-            } else if index == 0
-                && worker.is_ready()
-                && let Ok(mut watching) = watch.lock()
-                && let Some(pause) = watching.0.look(worker, count)
+                return;
+            }
+            if worker.words() - told >= TOLD_WORDS || !worker.is_ready() {
+                *standings[index].lock().expect(NO_PANIC) = worker.standing();
+                told = worker.words();
+            }
+            // The first that has words left watches.
+            if (0..index).any(|earlier| standing(earlier).ready > 0) {
+                continue;
+            }
+            let others = (0..standings.len()).filter(|&other| other != index).map(standing);
+            let together = others.chain([worker.standing()]).sum();
+            if let Ok(mut watching) = watch.lock()
+                && let Some(pause) = watching.0.look(together)
             {
                 watching.1 = pause;
                 halt.store(true, Ordering::Relaxed);

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::word_shared::Shared;
+use super::word_watch::Standing;
 use crate::config::WordTrainingConfig;
 use crate::data::{StreamPlace, WordStream};
 use crate::models::skip_gram::block::{Block, BlockLoss};
@@ -62,7 +63,7 @@ pub(super) struct WordWorker<'a> {
     next_epoch: u64,
     bytes: Range<u64>,
     state: State,
-    /// Since the last report, and of the epoch of the last block that was trained on.
+    /// Since the worker was made, and of the epoch of the last block that was trained on.
     loss: BlockLoss,
     pub epoch_loss: BlockLoss,
     /// Whether the block to come is the first of its epoch.
@@ -267,9 +268,10 @@ impl<'a> WordWorker<'a> {
         (learning_rate * (1.0 - self.done())).max(minimum_learning_rate) * self.shared.learning_rate_factor
     }
 
-    /// The loss since this was last called.
-    pub fn take_loss(&mut self) -> BlockLoss {
-        std::mem::take(&mut self.loss)
+    /// How far the worker is.
+    pub fn standing(&self) -> Standing {
+        let (words, done, learning_rate, loss) = (self.words(), self.done(), self.learning_rate(), self.loss);
+        Standing { words, done, learning_rate, loss, workers: 1, ready: self.is_ready.into() }
     }
 
     pub fn failed(&self) -> bool {

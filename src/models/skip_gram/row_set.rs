@@ -1,7 +1,5 @@
 //! Which rows of the two tables a worker is going to read and update, for the others to know.
 
-use std::ops::Deref;
-
 /// Bits of a set.
 const BITS: usize = 1 << 14;
 
@@ -16,6 +14,12 @@ pub(crate) enum TableName {
 /// trade-offs in hash coding with allowable errors", 1970).
 #[derive(Clone, Debug)]
 pub(crate) struct RowSet([u64; BITS / 64]);
+
+impl Default for RowSet {
+    fn default() -> Self {
+        Self::EMPTY
+    }
+}
 
 impl RowSet {
     pub const EMPTY: Self = Self([0; BITS / 64]);
@@ -34,17 +38,27 @@ impl RowSet {
         let (word, bit) = place(table, row);
         self.0[word] & bit != 0
     }
+}
 
-    /// The bits that two or more of `sets` have.
-    pub fn in_several(sets: impl Iterator<Item: Deref<Target = Self>>) -> Self {
-        let (mut in_one, mut in_several) = (Self::EMPTY, Self::EMPTY);
-        for set in sets {
-            for ((one, several), new) in in_one.0.iter_mut().zip(&mut in_several.0).zip(&set.0) {
-                *several |= *one & new;
-                *one |= new;
-            }
+/// Which rows are in one set, and which in several.
+#[derive(Default)]
+pub(crate) struct RowCount {
+    in_one: RowSet,
+    in_several: RowSet,
+}
+
+impl RowCount {
+    /// Takes one set more.
+    pub fn add(&mut self, set: &RowSet) {
+        for ((one, several), new) in self.in_one.0.iter_mut().zip(&mut self.in_several.0).zip(&set.0) {
+            *several |= *one & new;
+            *one |= new;
         }
-        in_several
+    }
+
+    /// The bits that two or more of the sets have.
+    pub fn in_several(self) -> RowSet {
+        self.in_several
     }
 }
 
@@ -67,7 +81,9 @@ mod tests {
             (200 * worker..200 * worker + 300).for_each(|row| set.insert(TableName::Input, row));
         }
         sets[0].insert(TableName::Output, 5);
-        let several = RowSet::in_several(sets.iter());
+        let mut count = RowCount::default();
+        sets.iter().for_each(|set| count.add(set));
+        let several = count.in_several();
         let seems = |row: u32| several.may_contain(TableName::Input, row);
         let shared = |row: u32| (200..300).contains(&row) || (400..500).contains(&row);
         assert!((0..700).filter(|&row| shared(row)).all(seems));
