@@ -199,6 +199,18 @@ fn batches_that_do_not_fit_are_refused_and_leave_no_trace() {
     assert!(matches!(error, Error::InvalidConfig { name: "max_steps", .. }), "{error}");
     let source = PairSource::new(pairs(100, 0, 1), 31, 0).unwrap();
     assert!(matches!(trainer.run(&source, |_| ControlFlow::Continue(())), Err(Error::Shape { .. })));
+    // Before the first step, and before the run folder has anything of this run.
+    let folder = tempfile::tempdir().unwrap();
+    let config = PairTrainingConfig { hard_negatives: 1, save_interval: Some(1), ..config() };
+    let mut trainer = PairTrainer::new(encoder(false), config).unwrap();
+    trainer.save_to(folder.path()).unwrap();
+    for hard_negatives in [0, 2] {
+        let source = PairSource::new(pairs(100, hard_negatives, 1), 32, 0).unwrap();
+        let error = trainer.run(&source, |_| ControlFlow::Continue(())).unwrap_err();
+        let Error::Shape { what, expected, found } = &error else { panic!("{error}") };
+        assert!(what.contains("training source"), "{error}");
+        assert_eq!((expected, found), (&vec![32, 1], &vec![32, hard_negatives]));
+    }
 }
 
 #[test]
