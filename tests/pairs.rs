@@ -184,8 +184,8 @@ fn batches_that_do_not_fit_are_refused_and_leave_no_trace() {
     for config in [
         PairTrainingConfig { matryoshka: vec![8, 8], ..config() },
         PairTrainingConfig { temperature: 0.0, ..config() },
-        PairTrainingConfig { temperature: 1e-31, ..config() },
-        PairTrainingConfig { temperature: 1e31, ..config() },
+        PairTrainingConfig { temperature: 0.99e-9, ..config() },
+        PairTrainingConfig { temperature: 1.01e9, ..config() },
         PairTrainingConfig { temperature: f64::NAN, ..config() },
         PairTrainingConfig { batch_size: 0, ..config() },
         PairTrainingConfig { epochs: Some(0), ..config() },

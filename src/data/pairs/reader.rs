@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::check_hard_negatives;
 use crate::{Error, Result};
 
 /// The longest line that is read, unless [`PairReader::with_maximum_line`] says otherwise.
@@ -139,8 +140,10 @@ impl PairReader {
     /// Opens a file of pairs, of which each shall have `hard_negatives` hard negatives.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened.
+    /// [`Error::InvalidConfig`] for more than [`MAXIMUM_HARD_NEGATIVES`](super::MAXIMUM_HARD_NEGATIVES); [`Error::Io`] if
+    /// the file cannot be opened.
     pub fn open(path: impl AsRef<Path>, format: PairFormat, hard_negatives: usize) -> Result<Self> {
+        check_hard_negatives(hard_negatives)?;
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
         let reader = BufReader::with_capacity(1 << 16, file);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{PairReader, TokenRows};
+use super::{PairReader, TokenRows, check_hard_negatives};
 use crate::checkpoint::{Checksum, Hasher};
 use crate::data::token_store::TokenBuffer;
 use crate::data::{TokenStore, Tokenizer};
@@ -40,8 +40,10 @@ impl PairStoreBuilder {
     /// No pairs yet, of ids below `vocabulary_size` and with `hard_negatives` hard negatives each.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a vocabulary that is empty or has more than 2³² tokens.
+    /// [`Error::InvalidConfig`] for a vocabulary that is empty or has more than 2³² tokens, and for more than
+    /// [`MAXIMUM_HARD_NEGATIVES`](super::MAXIMUM_HARD_NEGATIVES).
     pub fn new(vocabulary_size: usize, hard_negatives: usize) -> Result<Self> {
+        check_hard_negatives(hard_negatives)?;
         let tokens = TokenBuffer::new("pairs", vocabulary_size)?;
         Ok(Self { tokens, ends: Vec::new(), hard_negatives, longest: 0 })
     }
