@@ -301,6 +301,68 @@ mod exported {
     }
 
     #[test]
+    fn what_is_not_finite_is_refused_and_a_former_encoder_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::train_words(&["a b c"], 9).unwrap();
+        let vocabulary_size = tokenizer.vocabulary_size();
+        let path = folder.path().join("encoder");
+        for (token_weights, values) in
+            [(false, [f32::NAN, 1.0]), (false, [f32::NEG_INFINITY, 1.0]), (true, [1.0, f32::NAN]), (true, [1e20, 1e20])]
+        {
+            let config = PairEncoderConfig { vocabulary_size, dim: 4, token_weights };
+            let good = cllm::models::pair_encoder::PairEncoder::new(config, 0).unwrap();
+            let mut bad = good.clone();
+            bad.parameters_mut().values_mut()[4 * 2 + 1] = values[0];
+            if let Some(weights) = bad.layout().specs().get(1).map(|spec| spec.id) {
+                bad.parameters_mut().slice_mut(weights)[2] = values[1];
+            }
+            let refused = || {
+                let error = sentence_transformers::write(&path, &bad, &tokenizer).unwrap_err();
+                assert!(matches!(error, cllm::Error::InvalidRow { row: 3, .. }), "{values:?}: {error}");
+            };
+            refused();
+            assert!(!path.exists());
+            sentence_transformers::write(&path, &good, &tokenizer).unwrap();
+            let content = || {
+                ["modules.json", "0_StaticEmbedding/model.safetensors"]
+                    .map(|name| std::fs::read(path.join(name)).unwrap())
+            };
+            let former = content();
+            refused();
+            assert_eq!(content(), former);
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_written_over_is_no_encoder_until_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::train_words(&["a b c"], 9).unwrap();
+        let config = PairEncoderConfig { vocabulary_size: tokenizer.vocabulary_size(), dim: 4, token_weights: false };
+        let encoder = |seed| cllm::models::pair_encoder::PairEncoder::new(config.clone(), seed).unwrap();
+        let write = |seed| sentence_transformers::write(folder.path(), &encoder(seed), &tokenizer);
+        write(0).unwrap();
+        let modules = folder.path().join("modules.json");
+        let former = std::fs::read(&modules).unwrap();
+        // Each of the files that come between cannot be replaced.
+        for name in [
+            "0_StaticEmbedding/tokenizer.json",
+            "0_StaticEmbedding/model.safetensors",
+            "1_Normalize/config.json",
+            "config_sentence_transformers.json",
+        ] {
+            let file = folder.path().join(name);
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir_all(file.join("occupied")).unwrap();
+            assert!(matches!(write(1), Err(cllm::Error::Io { .. })), "{name}");
+            assert!(!modules.exists(), "{name}");
+            std::fs::remove_dir_all(&file).unwrap();
+            write(1).unwrap();
+            assert_eq!(std::fs::read(&modules).unwrap(), former, "{name}");
+        }
+    }
+
+    #[test]
     fn a_tokenizer_that_does_not_fit_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let config = |vocabulary_size| PairEncoderConfig { vocabulary_size, dim: 4, token_weights: false };

@@ -178,7 +178,8 @@ impl PairTrainer {
     /// # Errors
     /// [`Error::Shape`] for a batch with more pairs, other numbers of hard negatives or more tokens than there is room
     /// for; [`Error::TokenOutOfRange`]; [`Error::NonFinite`] if the loss or the gradient is not finite: the parameters are
-    /// then as before. Under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome
+    /// then as before. What this update itself makes of the parameters is looked at by what reads them next: a step, a
+    /// save, [`recall`](Self::recall). Under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome
     /// tells of it instead.
     pub fn step(&mut self, batch: &PairBatch) -> Result<PairReport> {
         let engine = &mut self.engine;
