@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use cllm::config::PairEncoderConfig;
 use cllm::data::{PairFormat, PairReader, PairStoreBuilder, Tokenizer};
