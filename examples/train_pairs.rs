@@ -39,6 +39,9 @@ use setup::Setup;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// The recalls that are reported: of the first document, and of ten.
+const RANKS: [usize; 2] = [1, 10];
+
 fn main() -> ExitCode {
     let matches = Flags::command().get_matches();
     let flags = Flags::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -89,19 +92,26 @@ fn train(given: Flags, matches: &ArgMatches) -> Result<ExitCode> {
         }
     }
 
-    show(&trainer, tokenizer, held_out)?;
+    // Fails if the last update made an encoder that is of no use.
+    let recall = trainer.recall(held_out, &RANKS)?;
     if let Some(folder) = &flags.out {
         sentence_transformers::write(folder, trainer.encoder(), tokenizer)?;
     }
-    report(&setup, &trainer, &summary, preparation_seconds)?;
+    show(&trainer, tokenizer, held_out)?;
+    report(&setup, &trainer, &summary, &recall, preparation_seconds)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(setup: &Setup, trainer: &PairTrainer, summary: &PairSummary, preparation_seconds: f64) -> Result<()> {
+fn report(
+    setup: &Setup,
+    trainer: &PairTrainer,
+    summary: &PairSummary,
+    recall: &[f64],
+    preparation_seconds: f64,
+) -> Result<()> {
     let Setup { flags, tokenizer, held_out, .. } = setup;
     let untrained = PairEncoder::new(trainer.encoder().config().clone(), flags.seed)?;
-    let untrained = untrained.recall(held_out, &[1, 10], Parallelism::workers(flags.workers))?;
-    let recall = trainer.recall(held_out, &[1, 10])?;
+    let untrained = untrained.recall(held_out, &RANKS, Parallelism::workers(flags.workers))?;
     let seconds = summary.training_time.as_secs_f64();
     if flags.json {
         let line = serde_json::json!({

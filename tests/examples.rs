@@ -307,14 +307,26 @@ fn a_text_encoder_is_not_written_where_training_failed_or_over_another() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("full")).unwrap();
     fs::write(folder.path().join("full/file"), "").unwrap();
-    let cases: [(&[&str], &str); 6] = [
-        (&["--learning-rate", "1e39"], "error: step 2: "),
-        (&["--temperature", "1e-31"], "temperature = 1e-31: must lie between 1e-30 and 1e30"),
+    let mut cases: Vec<(&[&str], &str)> = vec![
+        (&["--weight-decay", "1e42"], "error: step 2: "),
+        // The last update, which no step comes after, with pairs held out and without.
+        (&["--weight-decay", "1e42", "--steps", "1"], "documents: row 1: the vector is not finite"),
+        (&["--weight-decay", "1e42", "--steps", "1", "--held-out", "0"], "a value of the token "),
+        (&["--learning-rate", "1e39", "--steps", "1"], "learning_rate = 1e39: must be greater than 0 and at most 3.4"),
+        (&["--temperature", "1e-10"], "temperature = 1e-10: must lie between 1e-9 and 1000000000"),
+        (&["--hard-negatives", "1000"], "hard_negatives = 1000: must be at most 256"),
         (&["--batch", "4000"], "4000"),
         (&["--held-out", "1"], "--held-out 1"),
         (&["--tokenizer", "byte"], "--out"),
         (&["--out", "full"], "holds something"),
+        // Before a file of pairs is looked for.
+        (&["--out", "pairs.tsv", "--data", "no/such/file"], "pairs.tsv: "),
+        (&["--out", "pairs.tsv/encoder", "--data", "no/such/file"], "pairs.tsv: "),
     ];
+    if cfg!(target_os = "linux") {
+        // Nobody may write there, whatever rights this test has.
+        cases.push((&["--out", "/proc/encoder", "--data", "no/such/file"], "/proc: "));
+    }
     for (flags, message) in cases {
         let flags: Vec<&str> = ["--out", "encoder"].into_iter().chain(flags.iter().copied()).collect();
         let output = train_pairs(folder.path(), &flags);

@@ -4,8 +4,10 @@
 use std::f64::consts::PI;
 use std::ops::ControlFlow;
 
-use cllm::data::{BatchOrder, SequenceSource, TokenStore};
-use cllm::train::StepReport;
+use cllm::config::{PairEncoderConfig, PairTrainingConfig};
+use cllm::data::{BatchOrder, PairBatch, SequenceSource, TokenStore};
+use cllm::models::pair_encoder::PairEncoder;
+use cllm::train::{PairTrainer, StepReport};
 use cllm::{Optimizer, Schedule, Trainer, TrainingConfig, Transformer, TransformerConfig};
 use ndarray::{Array2, s};
 
@@ -211,5 +213,106 @@ fn an_evaluation_is_what_the_averaged_model_scores() {
     for (share, [least, most]) in [(evaluation.accuracy, correct), (evaluation.top_k_accuracy, in_top)] {
         let count = share * counted as f64;
         assert!(count > least as f64 - 0.1 && count < most as f64 + 0.1, "{evaluation:?}: {count}, {least} to {most}");
+    }
+}
+
+const TOKENS: usize = 9;
+const DIM: usize = 4;
+
+/// The loss of a batch of text pairs by the plain formula; of all tokens the vectors, then the weights.
+fn pair_loss(parameters: &[f64], batch: &PairBatch, temperature: f64) -> f64 {
+    let (vectors, weights) = parameters.split_at(TOKENS * DIM);
+    let unit = |text: usize| -> [f64; DIM] {
+        let mut sum = [0.0; DIM];
+        for &id in batch.rows().row(text) {
+            let vector = &vectors[id as usize * DIM..][..DIM];
+            sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += weights[id as usize] * value);
+        }
+        let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        sum.map(|x| x / length)
+    };
+    let units: Vec<_> = (0..batch.rows().len()).map(unit).collect();
+    let (queries, documents) = units.split_at(batch.pairs());
+    let of_query = |(pair, query): (usize, &[f64; DIM])| {
+        let cosine = |document: &[f64; DIM]| query.iter().zip(document).map(|(x, y)| x * y).sum::<f64>();
+        let scores: Vec<f64> = documents.iter().map(|document| cosine(document) / temperature).collect();
+        scores.iter().map(|score| score.exp()).sum::<f64>().ln() - scores[pair]
+    };
+    queries.iter().enumerate().map(of_query).sum::<f64>() / queries.len() as f64
+}
+
+/// Row-sparse AdamW: a row has moments, bias corrections and weight decay of the steps that touch it alone.
+#[test]
+fn every_update_of_a_text_encoder_is_the_documented_one() {
+    // Queries, documents, hard negatives. Token 3 is in every batch, token 8 in none, the others in one or two.
+    let batches: [&[&[u32]]; 3] = [
+        &[&[0, 3], &[1, 1, 2], &[3], &[2, 4], &[5], &[0, 0, 1]],
+        &[&[3, 3, 6], &[1], &[7, 2], &[6], &[0, 7], &[1, 3]],
+        &[&[5, 6, 3], &[4, 0, 4], &[3]],
+    ];
+    for workers in [1, 2] {
+        let config = PairTrainingConfig {
+            batch_size: 2,
+            hard_negatives: 1,
+            max_tokens: 4,
+            temperature: 0.4,
+            learning_rate: 0.06,
+            minimum_learning_rate: 0.01,
+            warmup_steps: 2,
+            schedule: Schedule::Constant,
+            weight_decay: 0.7,
+            beta1: 0.6,
+            beta2: 0.85,
+            epsilon: 0.03,
+            workers,
+            ..Default::default()
+        };
+        let shape = PairEncoderConfig { vocabulary_size: TOKENS, dim: DIM, token_weights: true };
+        let mut encoder = PairEncoder::new(shape, 4).unwrap();
+        let weights = encoder.layout().specs().iter().find(|spec| spec.name == "token_weights").unwrap().id;
+        let drawn = encoder.parameters_mut().slice_mut(weights).iter_mut().enumerate();
+        drawn.for_each(|(id, weight)| *weight = 0.4 + 0.25 * id as f32);
+        let of = |encoder: &PairEncoder| -> Vec<f64> {
+            let vectors = encoder.vectors();
+            vectors.iter().chain(encoder.token_weights().unwrap()).map(|&value| f64::from(value)).collect()
+        };
+        let mut parameters = of(&encoder);
+        let mut moments = vec![[0.0; 2]; parameters.len()];
+        let mut updates = [0; TOKENS];
+        let mut trainer = PairTrainer::with_encoder(encoder, config.clone()).unwrap();
+        for (step, texts) in batches.iter().enumerate() {
+            let batch = PairBatch::new(texts.iter().collect(), 1).unwrap();
+            let report = trainer.step(&batch).unwrap();
+            let loss = |parameters: &[f64]| pair_loss(parameters, &batch, config.temperature);
+            assert!((report.loss - loss(&parameters)).abs() < 1e-5, "step {step}: {report:?}");
+            let gradient: Vec<f64> = (0..parameters.len())
+                .map(|place| {
+                    let at = |moved: f64| {
+                        let mut parameters = parameters.clone();
+                        parameters[place] += moved;
+                        loss(&parameters)
+                    };
+                    (at(1e-5) - at(-1e-5)) / 2e-5
+                })
+                .collect();
+            let touched = |id: usize| texts.iter().any(|text| text.contains(&(id as u32)));
+            (0..TOKENS).filter(|&id| touched(id)).for_each(|id| updates[id] += 1);
+            let rate = config.learning_rate * [0.5, 1.0, 1.0][step];
+            for (place, g) in gradient.into_iter().enumerate() {
+                let vector = place < TOKENS * DIM;
+                let id = if vector { place / DIM } else { place - TOKENS * DIM };
+                if !touched(id) {
+                    continue;
+                }
+                let (p, [m, v]) = (&mut parameters[place], &mut moments[place]);
+                *m = config.beta1 * *m + (1.0 - config.beta1) * g;
+                *v = config.beta2 * *v + (1.0 - config.beta2) * g * g;
+                let [first, second] = [config.beta1, config.beta2].map(|beta| 1.0 - beta.powi(updates[id]));
+                let decay = if vector { config.weight_decay } else { 0.0 };
+                *p -= rate * (decay * *p + *m / first / ((*v / second).sqrt() + config.epsilon));
+            }
+            check(&format!("{workers} workers, step {step}: parameter"), &of(trainer.encoder()), &parameters);
+        }
+        assert_eq!(updates, [3, 2, 2, 3, 2, 2, 2, 1, 0]);
     }
 }

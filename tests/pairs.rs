@@ -184,8 +184,8 @@ fn batches_that_do_not_fit_are_refused_and_leave_no_trace() {
     for config in [
         PairTrainingConfig { matryoshka: vec![8, 8], ..config() },
         PairTrainingConfig { temperature: 0.0, ..config() },
-        PairTrainingConfig { temperature: 1e-31, ..config() },
-        PairTrainingConfig { temperature: 1e31, ..config() },
+        PairTrainingConfig { temperature: 0.99e-9, ..config() },
+        PairTrainingConfig { temperature: 1.01e9, ..config() },
         PairTrainingConfig { temperature: f64::NAN, ..config() },
         PairTrainingConfig { batch_size: 0, ..config() },
         PairTrainingConfig { epochs: Some(0), ..config() },
@@ -199,6 +199,18 @@ fn batches_that_do_not_fit_are_refused_and_leave_no_trace() {
     assert!(matches!(error, Error::InvalidConfig { name: "max_steps", .. }), "{error}");
     let source = PairSource::new(pairs(100, 0, 1), 31, 0).unwrap();
     assert!(matches!(trainer.run(&source, |_| ControlFlow::Continue(())), Err(Error::Shape { .. })));
+    // Before the first step, and before the run folder has anything of this run.
+    let folder = tempfile::tempdir().unwrap();
+    let config = PairTrainingConfig { hard_negatives: 1, save_interval: Some(1), ..config() };
+    let mut trainer = PairTrainer::new(encoder(false), config).unwrap();
+    trainer.save_to(folder.path()).unwrap();
+    for hard_negatives in [0, 2] {
+        let source = PairSource::new(pairs(100, hard_negatives, 1), 32, 0).unwrap();
+        let error = trainer.run(&source, |_| ControlFlow::Continue(())).unwrap_err();
+        let Error::Shape { what, expected, found } = &error else { panic!("{error}") };
+        assert!(what.contains("training source"), "{error}");
+        assert_eq!((expected, found), (&vec![32, 1], &vec![32, hard_negatives]));
+    }
 }
 
 #[test]
@@ -285,6 +297,68 @@ mod exported {
             let modules: serde_json::Value = serde_json::from_slice(&read("modules.json")).unwrap();
             assert_eq!(modules[0]["path"], "0_StaticEmbedding");
             assert_eq!(modules[1]["type"], "sentence_transformers.models.Normalize");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused_and_a_former_encoder_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::train_words(&["a b c"], 9).unwrap();
+        let vocabulary_size = tokenizer.vocabulary_size();
+        let path = folder.path().join("encoder");
+        for (token_weights, values) in
+            [(false, [f32::NAN, 1.0]), (false, [f32::NEG_INFINITY, 1.0]), (true, [1.0, f32::NAN]), (true, [1e20, 1e20])]
+        {
+            let config = PairEncoderConfig { vocabulary_size, dim: 4, token_weights };
+            let good = cllm::models::pair_encoder::PairEncoder::new(config, 0).unwrap();
+            let mut bad = good.clone();
+            bad.parameters_mut().values_mut()[4 * 2 + 1] = values[0];
+            if let Some(weights) = bad.layout().specs().get(1).map(|spec| spec.id) {
+                bad.parameters_mut().slice_mut(weights)[2] = values[1];
+            }
+            let refused = || {
+                let error = sentence_transformers::write(&path, &bad, &tokenizer).unwrap_err();
+                assert!(matches!(error, cllm::Error::InvalidRow { row: 3, .. }), "{values:?}: {error}");
+            };
+            refused();
+            assert!(!path.exists());
+            sentence_transformers::write(&path, &good, &tokenizer).unwrap();
+            let content = || {
+                ["modules.json", "0_StaticEmbedding/model.safetensors"]
+                    .map(|name| std::fs::read(path.join(name)).unwrap())
+            };
+            let former = content();
+            refused();
+            assert_eq!(content(), former);
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_written_over_is_no_encoder_until_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::train_words(&["a b c"], 9).unwrap();
+        let config = PairEncoderConfig { vocabulary_size: tokenizer.vocabulary_size(), dim: 4, token_weights: false };
+        let encoder = |seed| cllm::models::pair_encoder::PairEncoder::new(config.clone(), seed).unwrap();
+        let write = |seed| sentence_transformers::write(folder.path(), &encoder(seed), &tokenizer);
+        write(0).unwrap();
+        let modules = folder.path().join("modules.json");
+        let former = std::fs::read(&modules).unwrap();
+        // Each of the files that come between cannot be replaced.
+        for name in [
+            "0_StaticEmbedding/tokenizer.json",
+            "0_StaticEmbedding/model.safetensors",
+            "1_Normalize/config.json",
+            "config_sentence_transformers.json",
+        ] {
+            let file = folder.path().join(name);
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir_all(file.join("occupied")).unwrap();
+            assert!(matches!(write(1), Err(cllm::Error::Io { .. })), "{name}");
+            assert!(!modules.exists(), "{name}");
+            std::fs::remove_dir_all(&file).unwrap();
+            write(1).unwrap();
+            assert_eq!(std::fs::read(&modules).unwrap(), former, "{name}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a run works with: a new one as its flags say, one that is taken up again as its folder says.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use cllm::data::{PairSource, PairStore, Tokenizer};
@@ -46,7 +47,7 @@ impl Setup {
         // Before the other folder: what is begun twice is told how to go on.
         let folder = flags.run.clone().map(RunFolder::create).transpose()?;
         if let Some(folder) = &flags.out
-            && folder.read_dir().is_ok_and(|mut entries| entries.next().is_some())
+            && check_writable(folder)?
         {
             return Err(format!("{}: the folder holds something", folder.display()).into());
         }
@@ -60,6 +61,9 @@ impl Setup {
         let flags = recorded::continued(&flags, &given, matches, &["steps", "epochs"], given.accept)?;
         let flags = Flags { resume: given.resume, accept: given.accept, json: given.json, ..flags };
         flags.check()?;
+        if let Some(folder) = &flags.out {
+            check_writable(folder)?;
+        }
         let pairs = Pairs::collect_again(&flags, &files)?;
         let tokenizer = Tokenizer::load(folder.path())?;
         Self::with_pairs(flags, Some(folder), pairs, files, tokenizer)
@@ -99,4 +103,14 @@ impl Setup {
         folder.write_json(CONFIG, &Description { files: self.files.clone(), flags: flags.clone() })?;
         Ok(trainer)
     }
+}
+
+/// Fails if no files can be written to `folder`, or where it would be made; returns whether it holds something.
+fn check_writable(folder: &Path) -> Result<bool> {
+    let there = folder.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(folder);
+    let named = |error| format!("{}: {error}", there.display());
+    let holds = fs::read_dir(there).map_err(named)?.next().is_some();
+    // Whether it may be written to, only writing tells.
+    tempfile::tempdir_in(there).map_err(named)?;
+    Ok(holds && there == folder)
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NonFinitePolicy, OnNonFinite, Schedule, TrainingConfig, above_zero, below, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, Schedule, TrainingConfig, below, epsilon, learning_rate, positive, within};
+use crate::data::MAXIMUM_HARD_NEGATIVES;
 use crate::{Error, Result};
 
 /// The shape of a [`PairEncoder`](crate::models::pair_encoder::PairEncoder).
@@ -42,7 +43,7 @@ impl PairEncoderConfig {
 pub struct PairTrainingConfig {
     /// Pairs in a batch: every document of a batch is a negative of every other query.
     pub batch_size: usize,
-    /// Hard negatives of each pair.
+    /// Hard negatives of each pair, at most [`MAXIMUM_HARD_NEGATIVES`].
     pub hard_negatives: usize,
     /// Mean length of a batch's texts, in tokens, that there is room for.
     pub max_tokens: usize,
@@ -50,13 +51,14 @@ pub struct PairTrainingConfig {
     pub max_steps: Option<u64>,
     /// Passes over the pairs after which the run ends; with `max_steps` as well, the earlier counts.
     pub epochs: Option<u64>,
-    /// What similarities are divided by before the softmax, from 10⁻³⁰ to 10³⁰.
+    /// What similarities are divided by before the softmax, from 10⁻⁹ to 10⁹: squares of gradients are
+    /// numbers of f32.
     pub temperature: f64,
     /// Whether documents look for their queries too, at equal shares of the loss.
     pub symmetric: bool,
     /// Widths of prefixes that are trained to be vectors of their own, besides the whole, ascending.
     pub matryoshka: Vec<usize>,
-    /// Peak learning rate.
+    /// Peak learning rate, at most `f32::MAX`.
     pub learning_rate: f64,
     /// Learning rate at the end of a falling schedule.
     pub minimum_learning_rate: f64,
@@ -72,7 +74,7 @@ pub struct PairTrainingConfig {
     pub beta1: f64,
     /// AdamW's decay rate of the second moment.
     pub beta2: f64,
-    /// AdamW's ε, added to the root of the second moment.
+    /// AdamW's ε, added to the root of the second moment; at least `f32::MIN_POSITIVE`.
     pub epsilon: f64,
     /// Updates between two checkpoints; none without.
     pub save_interval: Option<u64>,
@@ -137,7 +139,7 @@ impl PairTrainingConfig {
         positive("workers", self.workers)?;
         for (name, value, most) in [
             ("batch_size", self.batch_size, 1 << 16),
-            ("hard_negatives", self.hard_negatives, 1 << 8),
+            ("hard_negatives", self.hard_negatives, MAXIMUM_HARD_NEGATIVES),
             ("max_tokens", self.max_tokens, 1 << 16),
             ("workers", self.workers, 1 << 16),
         ] {
@@ -162,14 +164,14 @@ impl PairTrainingConfig {
             let value = format!("{:?}", self.matryoshka);
             return Err(Error::config("matryoshka", value, "must be widths of at least 1, ascending"));
         }
-        within("temperature", self.temperature, 1e-30, 1e30)?;
-        above_zero("learning_rate", self.learning_rate)?;
+        within("temperature", self.temperature, 1e-9, 1e9)?;
+        learning_rate(self.learning_rate)?;
         within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;
         within("decay_fraction", self.decay_fraction, 0.0, 1.0)?;
         within("weight_decay", self.weight_decay, 0.0, f64::INFINITY)?;
         below("beta1", self.beta1, 0.0, 1.0)?;
         below("beta2", self.beta2, 0.0, 1.0)?;
-        above_zero("epsilon", self.epsilon)?;
+        epsilon(self.epsilon)?;
         self.non_finite_policy().validate()
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TrainingConfig, TransformerConfig, above_zero, positive};
+use super::{TrainingConfig, TransformerConfig, learning_rate, positive};
 use crate::{Error, Result};
 
 /// Everything that training by the [similarity objective](crate::models::similarity) is told.
@@ -29,7 +29,7 @@ pub struct SimilarityConfig {
     pub ignore_id: Option<u32>,
     /// Standard deviation of initial values.
     pub initial_deviation: f32,
-    /// AdamW's learning rate.
+    /// AdamW's learning rate, at most `f32::MAX`.
     pub learning_rate: f64,
     /// AdamW's weight decay, of matrices.
     pub weight_decay: f64,
@@ -37,7 +37,7 @@ pub struct SimilarityConfig {
     pub beta1: f64,
     /// AdamW's decay rate of the second moment.
     pub beta2: f64,
-    /// AdamW's ε.
+    /// AdamW's ε, at least `f32::MIN_POSITIVE`.
     pub epsilon: f64,
     /// Checkpoints that are kept in the run folder, the last ones; all without.
     pub keep_checkpoints: Option<usize>,
@@ -89,7 +89,7 @@ impl SimilarityConfig {
             _ => self.encoder(),
         };
         shape.validate()?;
-        above_zero("learning_rate", self.learning_rate)?;
+        learning_rate(self.learning_rate)?;
         self.optimizer().validate()?;
         let tokens = self.batch_size.checked_mul(self.sequence_length);
         match tokens.filter(|&tokens| u32::try_from(tokens).is_ok()) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NonFinitePolicy, OnNonFinite, above_zero, below, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, above_zero, below, epsilon, learning_rate, positive, within};
 use crate::data::BatchOrder;
 use crate::{Error, Result};
 
@@ -63,7 +63,7 @@ pub struct TrainingConfig {
     pub epochs: Option<u64>,
     /// The update rule.
     pub optimizer: Optimizer,
-    /// Peak learning rate.
+    /// Peak learning rate, at most `f32::MAX`.
     pub learning_rate: f64,
     /// Learning rate at the end of a falling schedule.
     pub minimum_learning_rate: f64,
@@ -79,7 +79,7 @@ pub struct TrainingConfig {
     pub beta1: f64,
     /// AdamW's decay rate of the second moment.
     pub beta2: f64,
-    /// AdamW's ε, added to the root of the second moment.
+    /// AdamW's ε, added to the root of the second moment; at least `f32::MIN_POSITIVE`.
     pub epsilon: f64,
     /// SGD's momentum.
     pub momentum: f64,
@@ -204,13 +204,13 @@ impl TrainingConfig {
                 return Err(Error::config(name, 0, "must be at least 1, or left out"));
             }
         }
-        above_zero("learning_rate", self.learning_rate)?;
+        learning_rate(self.learning_rate)?;
         within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;
         within("decay_fraction", self.decay_fraction, 0.0, 1.0)?;
         within("weight_decay", self.weight_decay, 0.0, f64::INFINITY)?;
         below("beta1", self.beta1, 0.0, 1.0)?;
         below("beta2", self.beta2, 0.0, 1.0)?;
-        above_zero("epsilon", self.epsilon)?;
+        epsilon(self.epsilon)?;
         below("momentum", self.momentum, 0.0, 1.0)?;
         below("label_smoothing", self.label_smoothing, 0.0, 1.0)?;
         self.non_finite_policy().validate()?;

@@ -47,8 +47,8 @@ mod word_vocabulary;
 pub use batch::Batch;
 pub use negatives::AliasTable;
 pub use pairs::{
-    MAXIMUM_LINE_BYTES, PairBatch, PairFormat, PairReader, PairSource, PairStore, PairStoreBuilder, RowProblem,
-    TokenRows,
+    MAXIMUM_HARD_NEGATIVES, MAXIMUM_LINE_BYTES, PairBatch, PairFormat, PairReader, PairSource, PairStore,
+    PairStoreBuilder, RowProblem, TokenRows,
 };
 pub use sequences::{BatchOrder, SequenceSource};
 pub use text::{InvalidUtf8, TEXT_ENDINGS, TextFiles, TextOptions};

@@ -12,6 +12,17 @@ use super::Tokenizer;
 use super::permutation::permuted;
 use crate::{Error, Result};
 
+/// The most hard negatives that a pair can have.
+pub const MAXIMUM_HARD_NEGATIVES: usize = 1 << 8;
+
+/// Fails at more hard negatives than a pair can have.
+fn check_hard_negatives(hard_negatives: usize) -> Result<()> {
+    if hard_negatives <= MAXIMUM_HARD_NEGATIVES {
+        return Ok(());
+    }
+    Err(Error::config("hard_negatives", hard_negatives, format!("must be at most {MAXIMUM_HARD_NEGATIVES}")))
+}
+
 /// Texts as rows of token ids of any length, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenRows {
@@ -114,8 +125,10 @@ impl PairBatch {
     /// A batch of the given rows, in the order that is described above.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no pair, or the rows are not 2 + `hard_negatives` of each.
+    /// [`Error::InvalidConfig`] for more than [`MAXIMUM_HARD_NEGATIVES`]; [`Error::Shape`] if there is no pair, or the rows
+    /// are not 2 + `hard_negatives` of each.
     pub fn new(rows: TokenRows, hard_negatives: usize) -> Result<Self> {
+        check_hard_negatives(hard_negatives)?;
         let pairs = rows.len() / (2 + hard_negatives);
         let expected = pairs.max(1) * (2 + hard_negatives);
         if rows.len() != expected {
@@ -131,14 +144,15 @@ impl PairBatch {
     /// threads.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no pair, or one has fewer than two texts or another number than the first; those of
-    /// [`Tokenizer::encode`].
+    /// [`Error::Shape`] if there is no pair, or one has fewer than two texts or another number than the first;
+    /// [`Error::InvalidConfig`] for more than [`MAXIMUM_HARD_NEGATIVES`]; those of [`Tokenizer::encode`].
     pub fn from_texts(pairs: &[Vec<String>], tokenizer: &Tokenizer, max_tokens: usize) -> Result<Self> {
         let count = pairs.first().map_or(2, Vec::len).max(2);
         if let Some(other) = pairs.iter().find(|pair| pair.len() != count) {
             let (expected, found) = (vec![count], vec![other.len()]);
             return Err(Error::Shape { what: "texts of a pair".into(), expected, found });
         }
+        check_hard_negatives(count - 2)?;
         let parts = store::tokenize(pairs, tokenizer, max_tokens).into_iter().collect::<Result<Vec<_>>>()?;
         let ids = parts.iter().map(|part| part.ids.len()).sum();
         let mut rows = TokenRows::with_capacity(count * pairs.len(), ids);
@@ -254,6 +268,7 @@ impl PairSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PairTrainingConfig;
 
     /// Pairs whose texts are told apart by their ids: text t of pair p has 1 + (p + t) % 3 ids 10·p + t.
     fn store(pairs: u32, hard_negatives: usize) -> PairStore {
@@ -365,6 +380,30 @@ mod tests {
         for (rows, hard_negatives) in [(0, 0), (3, 0), (4, 1)] {
             let rows: TokenRows = vec![[1]; rows].into_iter().collect();
             assert!(matches!(PairBatch::new(rows, hard_negatives), Err(Error::Shape { .. })));
+        }
+    }
+
+    #[test]
+    fn more_hard_negatives_than_the_most_are_refused_everywhere() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = |hard_negatives| PairTrainingConfig { hard_negatives, ..Default::default() };
+        let everywhere = |hard_negatives: usize| {
+            let rows: TokenRows = vec![[1]; 2 + MAXIMUM_HARD_NEGATIVES].into_iter().collect();
+            let texts = vec![String::new(); hard_negatives.min(1000) + 2];
+            [
+                PairBatch::new(rows, hard_negatives).map(drop),
+                PairBatch::from_texts(&[texts], &Tokenizer::byte(), 1).map(drop),
+                PairStoreBuilder::new(9, hard_negatives).map(drop),
+                PairReader::open(file.path(), PairFormat::Tsv, hard_negatives).map(drop),
+                config(hard_negatives).validate(),
+            ]
+        };
+        assert!(everywhere(MAXIMUM_HARD_NEGATIVES).iter().all(Result::is_ok));
+        for hard_negatives in [MAXIMUM_HARD_NEGATIVES + 1, 1 << 40, usize::MAX - 2, usize::MAX - 1, usize::MAX] {
+            for (place, refused) in everywhere(hard_negatives).into_iter().enumerate() {
+                let named = matches!(refused, Err(Error::InvalidConfig { name: "hard_negatives", .. }));
+                assert!(named, "{hard_negatives}, {place}: {refused:?}");
+            }
         }
     }
 }

@@ -178,7 +178,8 @@ impl PairTrainer {
     /// # Errors
     /// [`Error::Shape`] for a batch with more pairs, other numbers of hard negatives or more tokens than there is room
     /// for; [`Error::TokenOutOfRange`]; [`Error::NonFinite`] if the loss or the gradient is not finite: the parameters are
-    /// then as before. Under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome
+    /// then as before. What this update itself makes of the parameters is looked at by what reads them next: a step, a
+    /// save, [`recall`](Self::recall). Under another policy than [`OnNonFinite::Stop`](crate::config::OnNonFinite::Stop) the report's outcome
     /// tells of it instead.
     pub fn step(&mut self, batch: &PairBatch) -> Result<PairReport> {
         let engine = &mut self.engine;
@@ -192,17 +193,23 @@ impl PairTrainer {
     ///
     /// # Errors
     /// As [`PairTrainer::step`], and those of saving (see [`PairTrainer::save_to`]); [`Error::InvalidConfig`] if the config
-    /// says neither `max_steps` nor `epochs`; [`Error::Shape`] if the source's batches are not of the configured size;
-    /// [`Error::Differences`] if the trainer was resumed and `source` is not the data of its checkpoint.
+    /// says neither `max_steps` nor `epochs`; [`Error::Shape`], before the first step, if the source's batches are not of
+    /// the configured size or its pairs have another number of hard negatives; [`Error::Differences`] if the trainer was
+    /// resumed and `source` is not the data of its checkpoint.
     pub fn run(
         &mut self,
         source: &PairSource,
         on_progress: impl FnMut(&PairProgress<'_>) -> ControlFlow<()> + Send,
     ) -> Result<PairSummary> {
         let config = &self.engine.config;
-        let (expected, found) = (vec![config.batch_size], vec![source.batch_size()]);
+        let expected = vec![config.batch_size, config.hard_negatives];
+        let found = vec![source.batch_size(), source.store().hard_negatives()];
         if expected != found {
-            return Err(Error::Shape { what: "batches of the training source".into(), expected, found });
+            return Err(Error::Shape {
+                what: "batches of the training source, pairs × hard negatives".into(),
+                expected,
+                found,
+            });
         }
         let in_epochs = config.epochs.map(|epochs| epochs.saturating_mul(source.batches_per_epoch()));
         let last_step = match (config.max_steps, in_epochs) {

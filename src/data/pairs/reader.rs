@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::check_hard_negatives;
 use crate::{Error, Result};
 
 /// The longest line that is read, unless [`PairReader::with_maximum_line`] says otherwise.
 pub const MAXIMUM_LINE_BYTES: usize = 1 << 20;
+
+/// What some programs put before the text of a file: U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Characters of what serde_json says is wrong with a line.
 const LONGEST_MESSAGE: usize = 200;
@@ -60,12 +64,20 @@ pub enum RowProblem {
         /// Bytes that a line may have.
         maximum: usize,
     },
-    /// The row has too few texts.
+    /// The row of a TSV file has too few texts.
     #[error("{found} texts, but {expected} are needed")]
     TooFewTexts {
         /// A query, a document, and the hard negatives asked for.
         expected: usize,
         /// The texts it has.
+        found: usize,
+    },
+    /// The row of a JSON lines file has too few hard negatives.
+    #[error("{found} texts in the field `negatives`, but {expected} are needed")]
+    TooFewNegatives {
+        /// The hard negatives asked for.
+        expected: usize,
+        /// The texts it has in its field `negatives`, 0 without one.
         found: usize,
     },
     /// A text is empty.
@@ -91,7 +103,8 @@ struct JsonPair<'a> {
 
 /// Streams the pairs of a file.
 ///
-/// A line ends with LF or CRLF, the last also with the file. Lines of nothing but blanks are passed over; they count in
+/// A line ends with LF or CRLF, the last also with the file. A byte order mark at the start of the file is passed over; it
+/// is no part of the first line, neither of its length nor of an offset in it. Lines of nothing but blanks are passed over; they count in
 /// the numbers of rows that errors name, which begin at 1. Nothing else is changed about a text: blanks around it stay.
 /// A pair with more hard negatives than asked for loses the last ones.
 ///
@@ -127,8 +140,10 @@ impl PairReader {
     /// Opens a file of pairs, of which each shall have `hard_negatives` hard negatives.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened.
+    /// [`Error::InvalidConfig`] for more than [`MAXIMUM_HARD_NEGATIVES`](super::MAXIMUM_HARD_NEGATIVES); [`Error::Io`] if
+    /// the file cannot be opened.
     pub fn open(path: impl AsRef<Path>, format: PairFormat, hard_negatives: usize) -> Result<Self> {
+        check_hard_negatives(hard_negatives)?;
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
         let reader = BufReader::with_capacity(1 << 16, file);
@@ -174,7 +189,10 @@ impl PairReader {
                 }
             };
             if found < count {
-                return Err(self.invalid(RowProblem::TooFewTexts { expected: count, found }));
+                return Err(self.invalid(match self.format {
+                    PairFormat::Tsv => RowProblem::TooFewTexts { expected: count, found },
+                    PairFormat::JsonLines => RowProblem::TooFewNegatives { expected: count - 2, found: found - 2 },
+                }));
             }
             if let Some(index) = texts.iter().position(|text| text.trim().is_empty()) {
                 return Err(self.invalid(RowProblem::Empty { text: index + 1 }));
@@ -191,12 +209,16 @@ impl PairReader {
             self.reader.skip_until(b'\n').map_err(Error::io(&self.path))?;
         }
         // Room for the line's end, and a byte to see that it is too long.
-        let limit = self.maximum.saturating_add(3) as u64;
+        let mark = if self.row == 0 { BYTE_ORDER_MARK } else { &[] };
+        let limit = self.maximum.saturating_add(mark.len() + 3) as u64;
         let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut self.line).map_err(Error::io(&self.path))?;
         if read == 0 {
             return Ok(false);
         }
         self.row += 1;
+        if self.line.starts_with(mark) {
+            self.line.drain(..mark.len());
+        }
         let ended = self.line.ends_with(b"\n");
         if ended {
             self.line.pop();
@@ -274,8 +296,8 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_documented() {
-        let found = read(b"a b\tc\r\n\n \t \r\nq\t d \tn1\tn2\n\xef\xbb\xbfx\ty", PairFormat::Tsv, 0);
-        assert_eq!(found.pairs, [["a b", "c"], ["q", " d "], ["\u{feff}x", "y"]]);
+        let found = read(b"a b\tc\r\n\n \t \r\nq\t d \tn1\tn2\nx\ty", PairFormat::Tsv, 0);
+        assert_eq!(found.pairs, [["a b", "c"], ["q", " d "], ["x", "y"]]);
         assert!(found.problems.is_empty());
         let found = read(b"q\td\tn1\tn2\tn3\n", PairFormat::Tsv, 2);
         assert_eq!(found.pairs, [["q", "d", "n1", "n2"]]);
@@ -286,6 +308,33 @@ mod tests {
         assert_eq!(read(json, PairFormat::JsonLines, 0).pairs, [["a\tb é", "c"], ["q", "d"]]);
         let found = read(b"", PairFormat::JsonLines, 0);
         assert!(found.pairs.is_empty() && found.problems.is_empty());
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_at_the_start_alone() {
+        let (tsv, json) = ("q\td\n", "{\"query\": \"q\", \"document\": \"d\"}\n");
+        for (format, line) in [(PairFormat::Tsv, tsv), (PairFormat::JsonLines, json)] {
+            for start in ["\u{feff}", "\u{feff}\n", "\u{feff}\r\n"] {
+                let found = read(format!("{start}{line}{line}").as_bytes(), format, 0);
+                assert_eq!(found.pairs, [["q", "d"]; 2], "{format:?}, {start:?}");
+                assert!(found.problems.is_empty(), "{format:?}, {start:?}");
+            }
+            let found = read("\u{feff}".as_bytes(), format, 0);
+            assert!(found.pairs.is_empty() && found.problems.is_empty(), "{format:?}");
+            let found = read(b"\xef\xbb\xbfab\xff\n", format, 0);
+            assert_eq!(found.problems, [(1, RowProblem::InvalidUtf8 { offset: 2, value: 0xff })], "{format:?}");
+        }
+        // A second one, and that of a later line, are text.
+        let found = read("\u{feff}\u{feff}q\td\n\u{feff}x\ty\n".as_bytes(), PairFormat::Tsv, 0);
+        assert_eq!(found.pairs, [["\u{feff}q", "d"], ["\u{feff}x", "y"]]);
+        // A line of 100 bytes fits behind it, with either end; one of 101 does not.
+        for (length, pairs) in [(98, 2), (99, 1)] {
+            for end in ["\n", "\r\n"] {
+                let content = format!("\u{feff}q\t{}{end}a\tb\n", "d".repeat(length));
+                let found = read(content.as_bytes(), PairFormat::Tsv, 0);
+                assert_eq!((found.pairs.len(), found.problems.len()), (pairs, 2 - pairs), "{length}, {end:?}");
+            }
+        }
     }
 
     #[test]
@@ -304,7 +353,10 @@ mod tests {
             if first.contains("document")));
         assert_eq!(found.pairs.len(), 1);
         let found = read(b"{\"query\":\"q\",\"document\":\"d\",\"negatives\":[\"n\"]}", PairFormat::JsonLines, 2);
-        assert_eq!(found.problems, [(1, RowProblem::TooFewTexts { expected: 4, found: 3 })]);
+        assert_eq!(found.problems, [(1, RowProblem::TooFewNegatives { expected: 2, found: 1 })]);
+        let found = read(b"{\"query\":\"q\",\"document\":\"d\",\"negative\":\"n\"}", PairFormat::JsonLines, 1);
+        assert_eq!(found.problems, [(1, RowProblem::TooFewNegatives { expected: 1, found: 0 })]);
+        assert!(found.problems[0].1.to_string().contains("`negatives`"), "{}", found.problems[0].1);
         let found = read(b" [\"q\",\"d\"]\n", PairFormat::JsonLines, 0);
         assert_eq!(found.problems, [(1, RowProblem::Json("not a JSON object".into()))]);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{PairReader, TokenRows};
+use super::{PairReader, TokenRows, check_hard_negatives};
 use crate::checkpoint::{Checksum, Hasher};
 use crate::data::token_store::TokenBuffer;
 use crate::data::{TokenStore, Tokenizer};
@@ -40,8 +40,10 @@ impl PairStoreBuilder {
     /// No pairs yet, of ids below `vocabulary_size` and with `hard_negatives` hard negatives each.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a vocabulary that is empty or has more than 2³² tokens.
+    /// [`Error::InvalidConfig`] for a vocabulary that is empty or has more than 2³² tokens, and for more than
+    /// [`MAXIMUM_HARD_NEGATIVES`](super::MAXIMUM_HARD_NEGATIVES).
     pub fn new(vocabulary_size: usize, hard_negatives: usize) -> Result<Self> {
+        check_hard_negatives(hard_negatives)?;
         let tokens = TokenBuffer::new("pairs", vocabulary_size)?;
         Ok(Self { tokens, ends: Vec::new(), hard_negatives, longest: 0 })
     }
@@ -87,17 +89,22 @@ impl PairStoreBuilder {
 
     /// Appends all pairs of `reader`, as [`push_texts`](Self::push_texts) does. The file is never in memory as a whole.
     ///
+    /// The pairs before a row that cannot be read are appended before its error is returned: called again, this goes on
+    /// with the row after it.
+    ///
     /// # Errors
     /// Those of [`PairReader::read`] and of [`push_texts`](Self::push_texts).
     pub fn read(&mut self, reader: &mut PairReader, tokenizer: &Tokenizer, max_tokens: usize) -> Result<()> {
         let mut chunk: Vec<Vec<String>> = vec![Vec::new(); CHUNK];
         loop {
             let mut filled = 0;
-            while filled < CHUNK && reader.read(&mut chunk[filled])? {
-                filled += 1;
+            let mut more = Ok(true);
+            while filled < CHUNK && matches!(more, Ok(true)) {
+                more = reader.read(&mut chunk[filled]);
+                filled += usize::from(matches!(more, Ok(true)));
             }
             self.push_texts(&chunk[..filled], tokenizer, max_tokens)?;
-            if filled < CHUNK {
+            if !more? {
                 return Ok(());
             }
         }
@@ -251,6 +258,25 @@ mod tests {
         };
         assert_eq!((text(0, 0), text(0, 1)), ("q0".into(), "docum".into()));
         assert_eq!(text(CHUNK + 2, 0), format!("q{}", CHUNK + 2));
+    }
+
+    #[test]
+    fn a_bad_row_costs_no_other() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bad = [3, CHUNK + 5, CHUNK + 6];
+        let line = |line| if bad.contains(&line) { format!("q{line}\n") } else { format!("q{line}\td\n") };
+        std::fs::write(file.path(), (1..CHUNK + 9).map(line).collect::<String>()).unwrap();
+        let mut builder = PairStoreBuilder::new(256, 0).unwrap();
+        let mut reader = PairReader::open(file.path(), PairFormat::Tsv, 0).unwrap();
+        for row in bad {
+            let error = builder.read(&mut reader, &Tokenizer::byte(), 9).unwrap_err();
+            assert!(matches!(error, Error::InvalidPair { row: at, .. } if at == row as u64), "{error}");
+        }
+        builder.read(&mut reader, &Tokenizer::byte(), 9).unwrap();
+        let store = builder.finish();
+        let queries = (0..store.len()).map(|pair| Tokenizer::byte().decode(&store.text(pair, 0).unwrap()));
+        let expected = (1..CHUNK + 9).filter(|line| !bad.contains(line)).map(|line| format!("q{line}"));
+        assert!(queries.eq(expected), "{} pairs", store.len());
     }
 
     #[test]

@@ -332,6 +332,7 @@ mod tests {
                 let config = PairTrainingConfig {
                     batch_size: PAIRS,
                     max_tokens: 4,
+                    // Below what settings allow, where no gradient overflows.
                     temperature: 1e-30,
                     matryoshka: matryoshka.clone(),
                     ..Default::default()
