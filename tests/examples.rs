@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use cllm::config::PairEncoderConfig;
 use cllm::data::{PairFormat, PairReader, PairStoreBuilder, Tokenizer};
@@ -241,6 +241,79 @@ fn neighbours_analogies_and_scores_are_those_of_the_cosines() {
     assert_eq!((&lines[5]["accuracy"], &lines[5]["asked"], &lines[5]["missing"]), (&1.0.into(), &1.into(), &1.into()));
     let output = run("--words cheese");
     assert!(output.status.code() == Some(1) && stderr(&output).contains("cheese"), "{}", stderr(&output));
+}
+
+/// Runs `neighbors` on the file `vectors` in `folder`.
+fn neighbors(folder: &Path, flags: &str) -> Output {
+    example("neighbors").current_dir(folder).arg("vectors").args(flags.split(' ')).output().unwrap()
+}
+
+/// The lines of JSON of a successful run.
+fn json_lines(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", stderr(output));
+    std::str::from_utf8(&output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_analogy_and_every_similarity_that_is_asked_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let vectors = "5 2\nman 1 0\nwoman 1 1\nking 0.2 1\nqueen -1 3\nthe -1 -1\n";
+    fs::write(folder.path().join("vectors"), vectors).unwrap();
+    let flags = "--analogy man woman king --analogy woman man queen --similarity man woman --similarity king the";
+    let both = json_lines(&neighbors(folder.path(), &format!("{flags} --json")));
+    let alone = |flags: &str| json_lines(&neighbors(folder.path(), &format!("{flags} --json"))).remove(0);
+    assert_eq!(
+        both,
+        [
+            alone("--analogy man woman king"),
+            alone("--analogy woman man queen"),
+            alone("--similarity man woman"),
+            alone("--similarity king the"),
+        ]
+    );
+    assert_ne!(both[0]["neighbours"], both[1]["neighbours"]);
+    assert_eq!(neighbors(folder.path(), flags).stdout.iter().filter(|&&byte| byte == b'\n').count(), 4);
+}
+
+#[test]
+fn an_evaluation_counts_what_it_skips_and_fails_where_nothing_is_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let vectors = "4 2\nman 1 0\nwoman 1 1\nking 0.2 1\nqueen -1 3\n";
+    fs::write(folder.path().join("vectors"), vectors).unwrap();
+    let run = |text: &str, flags: &str| {
+        fs::write(folder.path().join("file"), text).unwrap();
+        neighbors(folder.path(), &format!("--evaluate file{flags}"))
+    };
+    let judged = "\u{feff}# judged\n\nman\twoman\t3\nman\tqueen\t2\nman,king,2\nman\tno\t1\n";
+    let line = json_lines(&run(judged, " --json")).remove(0);
+    assert_eq!(["scored", "missing", "skipped"].map(|key| line[key].as_u64()), [Some(2), Some(1), Some(2)]);
+    let text = String::from_utf8(run(judged, "").stdout).unwrap();
+    assert_eq!(text, "file: Spearman 1.0000 over 2 pairs, 1 more have a word without a vector, 2 lines skipped\n");
+    for before in ["", "\u{feff}", "\n", "# a comment of five words\n"] {
+        let questions = format!("{before}: all\nman woman king queen\nman woman\nman woman king no\n");
+        let line = json_lines(&run(&questions, " --json")).pop().unwrap();
+        let skipped = 1 + u64::from(before.contains('\n'));
+        assert_eq!(["asked", "missing", "skipped"].map(|key| line[key].as_u64()), [Some(1), Some(1), Some(skipped)]);
+        let text = String::from_utf8(run(&questions, "").stdout).unwrap();
+        assert!(text.ends_with(&format!(", 1 more have a word without a vector, {skipped} lines skipped\n")), "{text}");
+    }
+    for (text, message) in [
+        ("Word 1,Word 2,Human (mean)\nman,woman,3\n", "over 0 pairs; 0 more have a word without a vector, and 2 lines"),
+        ("word1\tword2\tPOS\tSimLex999\nman\twoman\tN\t3\n", "over 0 pairs; 0 more"),
+        ("no\tnone\t3\n", "over 0 pairs; 1 more"),
+        ("man\twoman\t3\n", "over 1 pairs; 0 more"),
+        ("", "over 0 pairs"),
+        ("man woman king queen\n", "begins with the head of a section"),
+        (": all\nman woman king no\nman woman\n", "1 have a word without a vector, and 1 lines are not four words"),
+    ] {
+        for flags in ["", " --json"] {
+            let output = run(text, flags);
+            assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{text:?}");
+            let text = stderr(&output);
+            let last = text.lines().last().unwrap();
+            assert!(last.starts_with("error: file: ") && last.contains(message), "{text}");
+        }
+    }
 }
 
 /// Some steps on 200 pairs in `folder`.
