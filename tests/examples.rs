@@ -316,6 +316,71 @@ fn an_evaluation_counts_what_it_skips_and_fails_where_nothing_is_scored() {
     }
 }
 
+#[cfg(feature = "lapack")]
+#[test]
+fn spectral_flags_do_what_the_functions_of_the_library_do() {
+    use cllm::WordVectors;
+    use cllm::similarity::UnitVectors;
+
+    let folder = tempfile::tempdir().unwrap();
+    // The tables of two seeds, by a rule that leaves no direction out.
+    let table = |seed: usize| {
+        let value =
+            |row: usize, column: usize| (((row + seed) * 37 + column * column * 11 + row * column) % 101) as f32;
+        let rows = ndarray::Array2::from_shape_fn((40, 5), |(row, column)| value(row, column) / 25.0 - 1.5);
+        let words: Vec<String> = (0..40).map(|id| format!("w{id}")).collect();
+        let vectors = WordVectors::new(words.iter().map(String::as_str), rows).unwrap();
+        let path = folder.path().join(["vectors", "target"][seed]);
+        cllm::export::write(path, VectorFormat::Word2vecText, vectors.words(), vectors.vectors()).unwrap();
+        vectors
+    };
+    let (vectors, target) = (table(0), table(1));
+    let _blas = SingleThreadedBlas::acquire();
+    let follow = |flags: &str, expected: &WordVectors| {
+        let lines = json_lines(&neighbors(folder.path(), &format!("{flags} --words w3 w8 --similarity w1 w2 --json")));
+        let search = UnitVectors::new(expected.vectors(), Parallelism::SEQUENTIAL);
+        let lines = &lines[lines.len() - 3..];
+        for (line, id) in lines.iter().zip([3, 8]) {
+            let found = search.similar(id, 10, None, Parallelism::SEQUENTIAL);
+            assert_eq!(line["neighbours"].as_array().unwrap().len(), 10);
+            for (found, line) in found.iter().zip(line["neighbours"].as_array().unwrap()) {
+                assert_eq!(line["word"], expected.word(found.id), "{flags}");
+                assert!((line["cosine"].as_f64().unwrap() - f64::from(found.cosine)).abs() < 1e-5, "{flags}: {line}");
+            }
+        }
+        let cosine = f64::from(expected.similarity("w1", "w2").unwrap());
+        assert!((lines[2]["cosine"].as_f64().unwrap() - cosine).abs() < 1e-5, "{flags}: {}", lines[2]);
+    };
+    follow("--top 10", &vectors);
+    follow("--project 2", &vectors.projected(2).unwrap());
+    follow("--remove-top 2", &vectors.without_top(2).unwrap());
+    // Alignment is only printed: what is searched are the vectors themselves, or their projections.
+    follow("--align target", &vectors);
+    follow("--align target --project 2", &vectors.projected(2).unwrap());
+
+    let explained = vectors.spectrum().unwrap().explained_variance();
+    for flag in ["--project", "--remove-top"] {
+        let output = neighbors(folder.path(), &format!("{flag} 2 --similarity w1 w2"));
+        let share = 100.0 * (explained[0] + explained[1]);
+        let line = format!("the first 2 directions have {share:.1} % of the variance");
+        assert!(stderr(&output).lines().any(|found| found == line), "{line}: {}", stderr(&output));
+    }
+    let line = json_lines(&neighbors(folder.path(), "--align target --json")).remove(0);
+    let before = vectors.mean_cosine(&target).unwrap();
+    let after = vectors.aligned_to(&target).unwrap().mean_cosine(&target).unwrap();
+    assert!(after > before + 0.1, "{before} {after}");
+    let printed = ["before", "after"].map(|key| line[key].as_f64().unwrap());
+    assert_eq!(line["align"], "target");
+    assert!((printed[0] - before).abs() < 1e-5 && (printed[1] - after).abs() < 1e-5, "{line}: {before} {after}");
+    let text = String::from_utf8(neighbors(folder.path(), "--align target").stdout).unwrap();
+    assert_eq!(text, format!("mean cosine with target: {before:.4}, aligned {after:.4}\n"));
+    // Of five directions.
+    let output = neighbors(folder.path(), "--project 6");
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("directions wanted"), "{}", stderr(&output));
+    let output = neighbors(folder.path(), "--project 1 --remove-top 1");
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
 /// Some steps on 200 pairs in `folder`.
 fn train_pairs(folder: &Path, flags: &[&str]) -> Output {
     let lines = (0..200).map(|line| format!("what does line {line} say\tit says {}\n", line * line));
