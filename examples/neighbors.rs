@@ -2,11 +2,11 @@
 //!
 //! `cargo run --release --example neighbors -- vectors.txt --words king --analogy man king woman`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use cllm::evaluation::{word_analogies, word_pairs};
+use cllm::evaluation::{holds_analogies, word_analogies, word_pairs};
 use cllm::export::{self, VectorFormat};
 use cllm::parallel::Parallelism;
 use cllm::similarity::{Neighbour, UnitVectors};
@@ -24,10 +24,10 @@ struct Arguments {
     /// Print the nearest words of each
     #[arg(long, num_args = 1.., value_name = "WORD")]
     words: Vec<String>,
-    /// Answer "A is to B as C is to"
+    /// Answer "A is to B as C is to"; may be repeated
     #[arg(long, num_args = 3, value_names = ["A", "B", "C"])]
     analogy: Vec<String>,
-    /// Print the cosine of two words
+    /// Print the cosine of two words; may be repeated
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     similarity: Vec<String>,
     /// Score files of judged pairs (WordSim-353, SimLex-999) and of analogies (questions-words.txt)
@@ -133,14 +133,14 @@ fn search(arguments: &Arguments, vectors: &WordVectors) -> Result<(), Error> {
             let found = search.similar(id, arguments.top, arguments.first, parallelism);
             print(arguments, json!({ "word": word }), word, vectors, &found);
         }
-        if let [a, b, c] = &arguments.analogy[..] {
+        for [a, b, c] in arguments.analogy.as_chunks().0 {
             let question = [vectors.require(a)?, vectors.require(b)?, vectors.require(c)?];
             let found = search.analogies(&[question], arguments.top, arguments.first, parallelism).remove(0);
             let title = format!("{a} is to {b} as {c} is to");
             print(arguments, json!({ "analogy": [a, b, c] }), &title, vectors, &found);
         }
     }
-    if let [a, b] = &arguments.similarity[..] {
+    for [a, b] in arguments.similarity.as_chunks().0 {
         let cosine = vectors.similarity(a, b)?;
         say(arguments, json!({ "similarity": [a, b], "cosine": cosine }), &format!("{a}, {b}: {cosine:.4}"));
     }
@@ -150,30 +150,53 @@ fn search(arguments: &Arguments, vectors: &WordVectors) -> Result<(), Error> {
     Ok(())
 }
 
-/// A file whose first line is the head of a section holds analogies, any other holds pairs.
-fn evaluate(
+fn evaluate(arguments: &Arguments, vectors: &WordVectors, path: &Path, parallelism: Parallelism) -> Result<(), Error> {
+    if holds_analogies(path)? {
+        evaluate_analogies(arguments, vectors, path, parallelism)
+    } else {
+        evaluate_pairs(arguments, vectors, path)
+    }
+}
+
+fn evaluate_pairs(arguments: &Arguments, vectors: &WordVectors, path: &Path) -> Result<(), Error> {
+    let report = word_pairs(vectors, path, arguments.first)?;
+    let (name, missing, skipped) = (path.display().to_string(), report.missing, report.skipped);
+    if report.spearman.is_nan() {
+        return Err(unscored(
+            path,
+            format!(
+                "no correlation over {} pairs; {missing} more have a word without a vector, and {skipped} lines are not two \
+             words and a number, separated by tabs (a file of analogies begins with the head of a section, \": name\")",
+                report.pairs
+            ),
+        ));
+    }
+    let line = format!(
+        "{name}: Spearman {:.4} over {} pairs, {missing} more have a word without a vector, {skipped} lines skipped",
+        report.spearman, report.pairs
+    );
+    let object = json!({ "pairs": name, "spearman": report.spearman, "scored": report.pairs, "missing": missing,
+        "missing_percent": 100.0 * report.missing_share(), "skipped": skipped });
+    say(arguments, object, &line);
+    Ok(())
+}
+
+fn evaluate_analogies(
     arguments: &Arguments,
     vectors: &WordVectors,
-    path: &std::path::Path,
+    path: &Path,
     parallelism: Parallelism,
 ) -> Result<(), Error> {
-    let mut start = [0; 2];
-    let analogies = std::fs::File::open(path)
-        .and_then(|mut file| std::io::Read::read(&mut file, &mut start))
-        .is_ok_and(|read| start[..read] == *b": ");
-    let name = path.display().to_string();
-    if !analogies {
-        let report = word_pairs(vectors, path, arguments.first)?;
-        let line = format!(
-            "{name}: Spearman {:.4} over {} pairs, {} more have a word without a vector",
-            report.spearman, report.pairs, report.missing
-        );
-        let object = json!({ "pairs": name, "spearman": report.spearman, "scored": report.pairs, "missing": report.missing,
-            "missing_percent": 100.0 * report.missing_share() });
-        say(arguments, object, &line);
-        return Ok(());
-    }
     let report = word_analogies(vectors, path, arguments.first, parallelism)?;
+    let (name, missing, skipped) = (path.display().to_string(), report.missing(), report.skipped);
+    if report.asked() == 0 {
+        return Err(unscored(
+            path,
+            format!(
+                "no analogy could be asked; {missing} have a word without a vector, and {skipped} lines are not four words"
+            ),
+        ));
+    }
     for section in &report.sections {
         let line =
             format!("  {}: {} of {}, {} left out", section.name, section.correct, section.asked, section.missing);
@@ -182,15 +205,18 @@ fn evaluate(
         say(arguments, object, &line);
     }
     let line = format!(
-        "{name}: {:.4} of {} analogies, {} more have a word without a vector",
+        "{name}: {:.4} of {} analogies, {missing} more have a word without a vector, {skipped} lines skipped",
         report.accuracy(),
-        report.asked(),
-        report.missing()
+        report.asked()
     );
     let object = json!({ "analogies": name, "accuracy": report.accuracy(), "asked": report.asked(),
-        "missing": report.missing() });
+        "missing": missing, "skipped": skipped });
     say(arguments, object, &line);
     Ok(())
+}
+
+fn unscored(path: &Path, problem: String) -> Error {
+    Error::InvalidFile { path: path.to_path_buf(), problem }
 }
 
 fn print(arguments: &Arguments, mut object: Value, title: &str, vectors: &WordVectors, found: &[Neighbour]) {

@@ -58,6 +58,9 @@ pub struct RowSparseGradient {
 
 impl GatherCache {
     /// A cache for up to `capacity` rows of tables of the shape `table`, empty.
+    ///
+    /// # Panics
+    /// If `capacity` or the number of rows of the tables is 2³² − 1 or more.
     #[must_use]
     pub fn new(capacity: usize, table: (usize, usize)) -> Self {
         Self {
@@ -282,6 +285,12 @@ mod tests {
                 assert!(close(dense.view(), expected.view()), "{rows} × {width}, {length} ids");
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "4294967295 rows")]
+    fn rows_that_32_bits_cannot_number_panic() {
+        let _ = GatherCache::new(1, (u32::MAX as usize, 0));
     }
 
     #[test]

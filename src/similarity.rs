@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
+use crate::kernels::reduce::all_finite;
 use crate::linalg::threads::SingleThreadedBlas;
 use crate::linalg::{self, Write, gemm};
 use crate::parallel::{Parallelism, SplitRows, for_rows};
@@ -92,11 +93,17 @@ impl UnitVectors {
     /// A normalised copy of `table`, rows × C. Rows of zeros stay, and have the cosine 0 with everything.
     ///
     /// # Panics
-    /// If the table has 2³² rows or more.
+    /// If the table has 2³² rows or more, or a value that is not finite.
     #[must_use]
+    #[track_caller]
     pub fn new(table: ArrayView2<'_, f32>, parallelism: Parallelism) -> Self {
         assert!(u32::try_from(table.nrows()).is_ok(), "{} rows cannot be numbered in 32 bits", table.nrows());
         let mut table = table.as_standard_layout().into_owned();
+        let values = table.as_slice().expect("the layout is standard");
+        if !all_finite(values) {
+            let at = values.iter().position(|value| !value.is_finite()).expect("there is one");
+            panic!("row {} of the table holds {}", at / table.ncols(), values[at]);
+        }
         normalise_rows(table.view_mut(), parallelism);
         Self { table }
     }
@@ -320,6 +327,19 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_are_refused_where_they_come_in() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut table = random(6, 4, 0);
+            table[[4, 1]] = value;
+            for table in [table.view(), table.t()] {
+                let row = if table.nrows() == 6 { 4 } else { 1 };
+                let panic = std::panic::catch_unwind(|| UnitVectors::new(table, Parallelism::SEQUENTIAL)).unwrap_err();
+                assert_eq!(*panic.downcast::<String>().unwrap(), format!("row {row} of the table holds {value}"));
             }
         }
     }

@@ -75,7 +75,8 @@ impl WordVectors {
     /// The same words with other vectors, such as projections; the number of values in a row may differ.
     ///
     /// # Errors
-    /// As [`WordVectors::new`].
+    /// [`Error::Shape`] if there is not one row for each word, or the rows have no values; [`Error::InvalidRow`] for the
+    /// first row with a value that is not finite.
     pub fn with_vectors(&self, vectors: Array2<f32>) -> Result<Self> {
         Self::from_parts(WordList { index: self.words.clone() }, vectors, row_error)
     }
@@ -195,6 +196,7 @@ mod tests {
         let narrow = vectors.with_vectors(array![[5.0], [6.0]]).unwrap();
         assert_eq!(narrow.vector("a"), Some(array![6.0].view()));
         assert!(matches!(vectors.with_vectors(array![[5.0]]), Err(Error::Shape { .. })));
+        assert!(matches!(vectors.with_vectors(array![[5.0], [f32::NAN]]), Err(Error::InvalidRow { row: 2, .. })));
     }
 
     #[test]

@@ -266,7 +266,7 @@ fn a_bad_row_is_named() {
     names(binary, &file(b"", 1.0), b"", 2, "the word is empty");
     names(binary, &file(b"a", 1.0), b"", 2, "stands in row 1 too");
     names(binary, &file(b"b\xc3", 1.0), b"", 2, "not UTF-8: byte 0xc3 at 1");
-    names(binary, &file(b"b\tc", 1.0), b"", 2, "holds the byte 0x09");
+    names(binary, &file(b"b\nc", 1.0), b"", 2, "holds the byte 0x0a");
 
     let (array, _) = bytes_of(VectorFormat::Npy, &sample());
     for (words, row, problem) in [
@@ -301,6 +301,13 @@ fn what_could_not_be_read_is_not_written() {
         assert!(matches!(write(format, ["", "b"], &table), Error::InvalidRow { row: 1, .. }));
         assert!(matches!(write(format, ["a", "b"], &array![[1.0], [f32::NAN]]), Error::InvalidRow { row: 2, .. }));
         assert!(matches!(write(format, ["a", "b"], &array![[1.0]]), Error::Shape { .. }));
+        let error = write(format, ["a", "a"], &table);
+        assert!(
+            matches!(error, Error::InvalidRow { row: 2, .. }) && error.to_string().contains("row 1 too"),
+            "{error}"
+        );
+        let long = "b".repeat((1 << 16) + 1);
+        assert!(matches!(write(format, ["a", &long], &table), Error::InvalidRow { row: 2, .. }), "{format:?}");
     }
     for format in [VectorFormat::Word2vecText, VectorFormat::Word2vecBinary] {
         assert!(matches!(write(format, ["a", "new york"], &table), Error::InvalidRow { row: 2, .. }));
@@ -309,6 +316,17 @@ fn what_could_not_be_read_is_not_written() {
     for format in [VectorFormat::Npy, VectorFormat::Safetensors] {
         export::write(&path, format, ["a", "new york"].into_iter(), table.view()).unwrap();
         assert_eq!(export::read(&path, Some(format)).unwrap().word(1), "new york");
+    }
+    // The longest word, and in word2vec's formats all that gensim keeps within words.
+    for format in FORMATS {
+        let long = "b".repeat(1 << 16);
+        export::write(&path, format, ["a", &long].into_iter(), table.view()).unwrap();
+        assert_eq!(export::read(&path, Some(format)).unwrap().word(1), long, "{format:?}");
+    }
+    for format in [VectorFormat::Word2vecText, VectorFormat::Word2vecBinary] {
+        let words = ["\tb\u{b}\u{c}\u{a0}c", "\rd\r"];
+        export::write(&path, format, words.into_iter(), table.view()).unwrap();
+        assert_eq!(export::read(&path, Some(format)).unwrap().words().collect::<Vec<_>>(), words, "{format:?}");
     }
     let error = npy::write(Path::new("vectors.words"), ["a", "b"].into_iter(), table.view()).unwrap_err();
     assert!(matches!(error, Error::InvalidFile { .. }));

@@ -109,8 +109,9 @@ fn check_table(folder: &Path, format: VectorFormat, bytes: &[u8], read: &WordVec
     assert!(read.vectors().iter().all(|value| value.is_finite()));
     assert!(read.words().enumerate().all(|(row, word)| !word.is_empty() && read.id(word) == Some(row as u32)));
     let path = folder.join("table.npy");
-    // Some words that are read are not written, such as those with a carriage return.
-    if export::write(&path, format, read.words(), read.vectors()).is_ok() {
+    // Some words that the others read they do not write, such as those with a carriage return.
+    let all_are_written = matches!(format, VectorFormat::Word2vecText | VectorFormat::Word2vecBinary);
+    if export::write(&path, format, read.words(), read.vectors()).is_ok() || all_are_written {
         assert_eq!(&export::read(&path, Some(format)).expect("it was written"), read);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{for_each_line, upper_case};
+use super::{for_each_line, is_blank_or_comment, section_name, upper_case};
 use crate::parallel::Parallelism;
 use crate::similarity::UnitVectors;
 use crate::{Error, Result, WordVectors};
@@ -59,11 +59,12 @@ impl AnalogyReport {
 }
 
 /// Asks the questions of a file in the format of word2vec's `questions-words.txt`: lines of four words a b c d, of which
-/// d is to be found as in [`UnitVectors::analogies`]; a line `: name` begins a section. Only the `first` words are asked
+/// d is to be found as in [`UnitVectors::analogies`]; a line `: name` begins a section, and only blank lines and comments
+/// (`#`) may stand before the first. Only the `first` words are asked
 /// about and answered with (gensim's default: 300,000).
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::InvalidRow`] for a question before the first section, a line that is not UTF-8 or has 64 KiB.
+/// [`Error::Io`]; [`Error::InvalidRow`] for another line before the first section, a line that is not UTF-8 or has 64 KiB.
 pub fn word_analogies(
     vectors: &WordVectors,
     path: impl AsRef<Path>,
@@ -75,13 +76,17 @@ pub fn word_analogies(
     let mut report = AnalogyReport::default();
     let (mut questions, mut expected) = (Vec::new(), Vec::new());
     for_each_line(path, |number, line| {
-        if let Some(name) = line.strip_prefix(": ") {
-            let name = name.trim().into();
+        if let Some(name) = section_name(line) {
+            let name = name.into();
             report.sections.push(AnalogySection { name, correct: 0, asked: 0, missing: 0 });
             return Ok(());
         }
         let section = report.sections.len();
         let Some(current) = report.sections.last_mut() else {
+            if is_blank_or_comment(line) {
+                report.skipped += 1;
+                return Ok(());
+            }
             return Err(Error::row(path, number, "a section must begin before the first question, by \": name\""));
         };
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -144,6 +149,11 @@ mod tests {
         assert_eq!(report.accuracy(), 0.5);
         let report = ask(Some(3));
         assert_eq!((report.asked(), report.missing(), report.accuracy()), (0, 3, 0.0));
+
+        // Neither a byte order mark nor what may stand before the first section changes the figures.
+        std::fs::write(&path, format!("\u{feff}# a comment here\n\n{text}")).unwrap();
+        let report = ask(None);
+        assert_eq!((report.skipped, report.correct(), report.asked(), report.missing()), (3, 1, 2, 1));
 
         std::fs::write(&path, "man woman king queen\n: late").unwrap();
         let error = word_analogies(&vectors, &path, None, Parallelism::SEQUENTIAL).unwrap_err();

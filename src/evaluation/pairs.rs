@@ -10,7 +10,8 @@ use crate::{Result, WordVectors};
 /// How well cosines agree with human judgments of similarity.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairReport {
-    /// Spearman's correlation of cosine and judgment; not a number if fewer than two pairs were scored.
+    /// Spearman's correlation of cosine and judgment; not a number if fewer than two pairs were scored, or if all their
+    /// cosines or all their judgments are equal.
     pub spearman: f64,
     /// Pairs that were scored.
     pub pairs: usize,
@@ -21,10 +22,10 @@ pub struct PairReport {
 }
 
 impl PairReport {
-    /// The share of pairs with a word that has no vector.
+    /// The share of pairs with a word that has no vector; 0 if there is no pair.
     #[must_use]
     pub fn missing_share(&self) -> f64 {
-        self.missing as f64 / (self.pairs + self.missing) as f64
+        self.missing as f64 / (self.pairs + self.missing).max(1) as f64
     }
 }
 
@@ -81,6 +82,14 @@ mod tests {
         assert_eq!(report.missing_share(), 0.25);
         let report = word_pairs(&vectors, &path, Some(2)).unwrap();
         assert_eq!((report.pairs, report.missing), (1, 3));
+        assert!(report.spearman.is_nan());
+        // A byte order mark is no part of the first word.
+        std::fs::write(&path, format!("\u{feff}tiger\tcat\t7\n{text}")).unwrap();
+        assert_eq!(word_pairs(&vectors, &path, None).unwrap().pairs, 4);
+        // The other formats of the two sets, of which no line can be scored.
+        std::fs::write(&path, "Word 1,Word 2,Human (mean)\ntiger,cat,7.35\ntiger\tcat\tN\t7.35\n").unwrap();
+        let report = word_pairs(&vectors, &path, None).unwrap();
+        assert_eq!((report.pairs, report.missing, report.skipped, report.missing_share()), (0, 0, 3, 0.0));
         assert!(report.spearman.is_nan());
     }
 }

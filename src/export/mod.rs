@@ -22,6 +22,7 @@ use std::path::Path;
 
 use ndarray::{ArrayView1, ArrayView2};
 
+use crate::vectors::WordList;
 use crate::{Error, Result, WordVectors};
 
 /// A file format for words and their vectors.
@@ -83,8 +84,8 @@ pub fn write<'a>(
     }
 }
 
-/// Refuses a table that could not be read again: words and rows that do not match, words that are empty or hold a
-/// character that separates words, values that are not finite.
+/// Refuses a table that could not be read again: words and rows that do not match, words that are empty, longer than
+/// [`source::LONGEST_WORD`] or there twice or hold a character that separates words, values that are not finite.
 fn check<'a>(
     path: &Path,
     words: impl ExactSizeIterator<Item = &'a str>,
@@ -98,9 +99,12 @@ fn check<'a>(
             found: vectors.shape().to_vec(),
         });
     }
+    let mut list = WordList::default();
     for (row, (word, values)) in words.zip(vectors.rows()).enumerate() {
-        let problem = if word.is_empty() {
-            "the word is empty".into()
+        let problem = if word.len() > source::LONGEST_WORD {
+            format!("the word has {} bytes, more than {}", word.len(), source::LONGEST_WORD)
+        } else if let Err((_, problem)) = list.push(word.as_bytes()) {
+            problem
         } else if let Some(separator) = word.chars().find(|character| separators.contains(character)) {
             format!("the word {word:?} holds {separator:?}, which this format cannot tell from its own")
         } else if let Some(value) = values.iter().find(|value| !value.is_finite()) {

@@ -34,8 +34,9 @@ pub fn words_path(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// [`Shape`](crate::Error::Shape) if there is not one row for each word; [`InvalidRow`](crate::Error::InvalidRow) for a
-/// word that is empty or holds a line end, and for a value that is not finite; [`InvalidFile`](crate::Error::InvalidFile)
-/// if `path` has the ending of the words; [`Io`](crate::Error::Io) if a file cannot be written.
+/// word that is empty, longer than 64 KiB or there twice, or holds a line end, and for a value that is not finite;
+/// [`InvalidFile`](crate::Error::InvalidFile) if `path` has the ending of the words; [`Io`](crate::Error::Io) if a file
+/// cannot be written.
 pub fn write<'a>(
     path: impl AsRef<Path>,
     words: impl ExactSizeIterator<Item = &'a str> + Clone,

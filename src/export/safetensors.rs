@@ -25,8 +25,8 @@ const LONGEST_HEADER: u64 = 1 << 16;
 ///
 /// # Errors
 /// [`Shape`](crate::Error::Shape) if there is not one row for each word; [`InvalidRow`](crate::Error::InvalidRow) for a
-/// word that is empty or holds a line end, and for a value that is not finite; [`Io`](crate::Error::Io) if the file
-/// cannot be written.
+/// word that is empty, longer than 64 KiB or there twice, or holds a line end, and for a value that is not finite;
+/// [`Io`](crate::Error::Io) if the file cannot be written.
 pub fn write<'a>(
     path: impl AsRef<Path>,
     words: impl ExactSizeIterator<Item = &'a str> + Clone,

@@ -4,7 +4,8 @@
 //! separated by single spaces. In the binary format it is the word, a space, its values as little-endian f32, and, in
 //! files of word2vec.c and of this crate but not of gensim, a line end.
 //!
-//! Blanks separate, so no word has one. A text file that was cut is always noticed, a binary file unless only its last
+//! As in gensim, spaces and line ends separate, so no word has one; every other character may stand in a word. Tools that
+//! also separate at tabs and carriage returns, such as fastText, do not read such words. A text file that was cut is always noticed, a binary file unless only its last
 //! line end is missing.
 
 use std::io::{BufRead, Write};
@@ -18,8 +19,8 @@ use crate::checkpoint::atomic;
 use crate::vectors::WordList;
 use crate::{Result, WordVectors};
 
-/// Characters that words cannot hold: ASCII's blanks.
-const SEPARATORS: [char; 6] = [' ', '\n', '\t', '\r', '\x0b', '\x0c'];
+/// Characters that words cannot hold.
+const SEPARATORS: [char; 2] = [' ', '\n'];
 
 /// The longest number that is read, in bytes.
 const LONGEST_NUMBER: usize = 128;
@@ -27,8 +28,9 @@ const LONGEST_NUMBER: usize = 128;
 /// Writes row i of `vectors` under the i-th of `words`, with as many digits as distinguish the values.
 ///
 /// # Errors
-/// [`Shape`](crate::Error::Shape) if there is not one row for each word; [`InvalidRow`](crate::Error::InvalidRow) for a word that is empty or holds a
-/// blank of ASCII, and for a value that is not finite; [`Io`](crate::Error::Io) if the file cannot be written.
+/// [`Shape`](crate::Error::Shape) if there is not one row for each word; [`InvalidRow`](crate::Error::InvalidRow) for a
+/// word that is empty, longer than 64 KiB or there twice, or holds a space or line end, and for a value that is not finite;
+/// [`Io`](crate::Error::Io) if the file cannot be written.
 pub fn write_text<'a>(
     path: impl AsRef<Path>,
     words: impl ExactSizeIterator<Item = &'a str> + Clone,

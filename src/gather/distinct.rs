@@ -40,7 +40,7 @@ impl DistinctIds {
     /// Room for batches of up to `capacity` ids below `table_rows`.
     ///
     /// # Panics
-    /// If either has more than 32 bits.
+    /// If either is 2³² − 1 or more.
     #[must_use]
     pub fn new(table_rows: usize, capacity: usize) -> Self {
         assert!(table_rows < ABSENT as usize && capacity < ABSENT as usize, "{table_rows} rows, {capacity} places");

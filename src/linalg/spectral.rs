@@ -3,7 +3,7 @@
 //! A table X, words × C, is centred to X − mean and decomposed into U·Σ·Vᵀ; the rows of Vᵀ are its principal
 //! directions, σᵢ²/Σσ² the share of variance along the i-th.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, s};
 use ndarray_linalg::{JobSvd, SVDDC};
 
 use crate::{Error, Result};
@@ -20,33 +20,43 @@ pub struct Spectrum {
 }
 
 impl Spectrum {
-    /// Decomposes `table`.
+    /// Decomposes `table`; the mean is computed, and the table centred, in f64.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the table is empty, [`Error::LinearAlgebra`] if LAPACK fails, as it does for values that are
-    /// not finite.
+    /// [`Error::Shape`] if the table is empty; [`Error::LinearAlgebra`] if LAPACK fails, or the table, the centred table or
+    /// the singular values are not finite in f32.
     pub fn new(table: ArrayView2<'_, f32>) -> Result<Self> {
-        let mean = table.mean_axis(Axis(0)).filter(|mean| !mean.is_empty()).ok_or_else(|| Error::Shape {
-            what: "table, at least".into(),
-            expected: vec![1, 1],
-            found: table.shape().to_vec(),
-        })?;
-        let centred = &table - &mean;
-        if centred.iter().any(|value| !value.is_finite()) {
-            return Err(Error::LinearAlgebra("the table holds values that are not finite".into()));
+        if table.is_empty() {
+            return Err(Error::Shape {
+                what: "table, at least".into(),
+                expected: vec![1, 1],
+                found: table.shape().to_vec(),
+            });
         }
+        require_finite(table.iter(), "the table holds values that are not finite")?;
+        let mut mean = Array1::<f64>::zeros(table.ncols());
+        for row in table.rows() {
+            mean.zip_mut_with(&row, |sum, &value| *sum += f64::from(value));
+        }
+        mean /= table.nrows() as f64;
+        let mut centred = table.to_owned();
+        for mut row in centred.rows_mut() {
+            row.zip_mut_with(&mean, |value, mean| *value = (f64::from(*value) - mean) as f32);
+        }
+        require_finite(centred.iter(), "rows of the table lie further from their mean than f32 reaches")?;
         let (_, singular_values, directions) =
             centred.svddc(JobSvd::Some).map_err(|error| Error::LinearAlgebra(error.to_string()))?;
+        require_finite(singular_values.iter(), "the singular values of the table are larger than f32 reaches")?;
         let directions = directions.expect("directions were asked for");
-        Ok(Self { mean, singular_values, directions })
+        Ok(Self { mean: mean.mapv(|mean| mean as f32), singular_values, directions })
     }
 
-    /// The share of variance along each direction; all 0 for a table of equal rows.
+    /// The share of variance along each direction, from squares in f64; all 0 for a table of equal rows.
     #[must_use]
     pub fn explained_variance(&self) -> Array1<f32> {
-        let squares = self.singular_values.mapv(|value| value * value);
+        let squares = self.singular_values.mapv(|value| f64::from(value).powi(2));
         let total = squares.sum();
-        if total > 0.0 { squares / total } else { squares }
+        squares.mapv(|square| if total > 0.0 { (square / total) as f32 } else { 0.0 })
     }
 
     /// Coordinates of the rows of `table` along the first `count` directions, words × count.
@@ -81,6 +91,10 @@ impl Spectrum {
     }
 }
 
+fn require_finite<'a>(mut values: impl Iterator<Item = &'a f32>, problem: &str) -> Result<()> {
+    if values.all(|value| value.is_finite()) { Ok(()) } else { Err(Error::LinearAlgebra(problem.into())) }
+}
+
 /// The orthogonal matrix Q, C × C, that brings `source`·Q closest to `target` in the sum of squares, for tables whose
 /// rows correspond (Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966): Q = U·Vᵀ for the
 /// decomposition U·Σ·Vᵀ of sourceᵀ·target.
@@ -96,9 +110,7 @@ pub fn orthogonal_alignment(source: ArrayView2<'_, f32>, target: ArrayView2<'_, 
         });
     }
     let product = source.t().dot(&target);
-    if product.iter().any(|value| !value.is_finite()) {
-        return Err(Error::LinearAlgebra("the tables hold values that are not finite".into()));
-    }
+    require_finite(product.iter(), "the product of the tables, or a value of theirs, is not finite")?;
     let (left, _, right) = product.svddc(JobSvd::All).map_err(|error| Error::LinearAlgebra(error.to_string()))?;
     Ok(left.expect("asked for").dot(&right.expect("asked for")))
 }
@@ -166,7 +178,29 @@ mod tests {
         assert!(matches!(orthogonal_alignment(broken.view(), table().view()), Err(Error::LinearAlgebra(_))));
         let spectrum = Spectrum::new(table().view()).unwrap();
         assert!(matches!(spectrum.project(table().view(), 4), Err(Error::Shape { .. })));
-        let equal = Spectrum::new(Array2::ones((4, 2)).view()).unwrap();
-        assert_eq!(equal.explained_variance(), ndarray::array![0.0, 0.0]);
+        // What is wrong is said: of these only the first is not finite.
+        let refused = |table: Array2<f32>| Spectrum::new(table.view()).unwrap_err().to_string();
+        assert!(refused(broken).contains("the table holds values that are not finite"));
+        assert!(refused(ndarray::array![[f32::MAX], [f32::MAX], [f32::MIN]]).contains("further from their mean"));
+        assert!(refused(ndarray::array![[f32::MAX], [f32::MIN]]).contains("singular values"));
+    }
+
+    #[test]
+    fn equal_rows_have_no_variance() {
+        // A mean in f32 would differ from the rows.
+        for value in [1.0, 0.1, 1e-40, 0.3 * f32::MAX] {
+            let equal = Spectrum::new(Array2::from_elem((10, 2), value).view()).unwrap();
+            assert_eq!(equal.mean, ndarray::array![value, value]);
+            assert_eq!(equal.explained_variance(), ndarray::array![0.0, 0.0], "{value}");
+        }
+    }
+
+    #[test]
+    fn shares_of_variance_do_not_depend_on_the_scale() {
+        let expected = Spectrum::new(table().view()).unwrap().explained_variance();
+        for scale in [1e-30, 1e-24, 1e20, 1e34] {
+            let scaled = Spectrum::new((table() * scale).view()).unwrap();
+            assert_abs_diff_eq!(scaled.explained_variance(), expected, epsilon = 1e-4);
+        }
     }
 }

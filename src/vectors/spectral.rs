@@ -12,7 +12,8 @@ impl WordVectors {
     /// The principal directions of the table, and how much of its variance lies along each.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no word; [`Error::LinearAlgebra`] if LAPACK fails.
+    /// [`Error::Shape`] if there is no word; [`Error::LinearAlgebra`] if LAPACK fails, or centring or the singular values
+    /// overflow f32.
     pub fn spectrum(&self) -> Result<Spectrum> {
         Spectrum::new(self.vectors())
     }
@@ -20,7 +21,8 @@ impl WordVectors {
     /// The same words with the coordinates of their vectors along the first `count` principal directions.
     ///
     /// # Errors
-    /// Those of [`spectrum`](Self::spectrum); [`Error::Shape`] if there are fewer directions, or `count` is 0.
+    /// Those of [`spectrum`](Self::spectrum); [`Error::Shape`] if there are fewer directions, or `count` is 0;
+    /// [`Error::InvalidRow`] for the first row with a coordinate that overflows f32.
     pub fn projected(&self, count: usize) -> Result<Self> {
         self.with_vectors(self.spectrum()?.project(self.vectors(), count)?)
     }
@@ -29,7 +31,8 @@ impl WordVectors {
     /// in "All-but-the-top" (Mu, Bhat and Viswanath, 2018), who take away one for each hundred values of a vector.
     ///
     /// # Errors
-    /// Those of [`spectrum`](Self::spectrum); [`Error::Shape`] if there are fewer directions.
+    /// Those of [`spectrum`](Self::spectrum); [`Error::Shape`] if there are fewer directions; [`Error::InvalidRow`]
+    /// for the first row with a value that overflows f32.
     pub fn without_top(&self, count: usize) -> Result<Self> {
         self.with_vectors(self.spectrum()?.remove(self.vectors(), count)?)
     }
@@ -41,7 +44,8 @@ impl WordVectors {
     /// they can be compared. Cosines between the words of one table stay.
     ///
     /// # Errors
-    /// [`Error::Shape`] if no word is in both or the widths differ; [`Error::LinearAlgebra`] if LAPACK fails.
+    /// [`Error::Shape`] if no word is in both or the widths differ; [`Error::LinearAlgebra`] if LAPACK fails;
+    /// [`Error::InvalidRow`] for the first row with a rotated value that overflows f32.
     pub fn aligned_to(&self, target: &Self) -> Result<Self> {
         let (source, target) = self.common(target)?;
         self.with_vectors(self.vectors().dot(&orthogonal_alignment(source.view(), target.view())?))
@@ -103,6 +107,14 @@ mod tests {
         assert!((aligned.similarity("w0", "w1").unwrap() - source.similarity("w0", "w1").unwrap()).abs() < 1e-5);
         assert!(matches!(source.aligned_to(&random(5, 50, 3)), Err(Error::Shape { .. })));
         assert!(matches!(source.aligned_to(&source.projected(3).unwrap()), Err(Error::Shape { .. })));
+    }
+
+    #[test]
+    fn a_row_that_overflows_when_it_is_rotated_is_named() {
+        let table = |values| WordVectors::new(["a", "b"], values).unwrap();
+        let source = table(ndarray::array![[-1.0, 1.0], [f32::MAX, f32::MAX]]);
+        let target = table(ndarray::array![[0.0, 1.0], [1.0, 0.0]]);
+        assert!(matches!(source.aligned_to(&target), Err(Error::InvalidRow { row: 2, .. })));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Exchanges word vectors with gensim, NumPy and safetensors, in both directions.
+"""Exchanges word vectors with gensim, NumPy and safetensors, in both directions, and evaluates them as gensim does.
 
     cargo build --release --example neighbors --example train_embeddings
     python tests/vectors/check.py [VECTORS]
@@ -99,3 +99,79 @@ for form, ending in endings.items():
     assert abs(found - reference.similarity(a, b)) < 1e-5, form
 print(f"{len(reference)} words written in Python are read here in {len(endings)} formats: "
       f"the neighbours of {len(asked)} words, an analogy and a similarity are gensim's")
+
+# What only spaces and line ends do to words: tabs, other blanks and carriage returns are theirs.
+odd = ["tab\tulator", "\x0bfeed\x0c", "\rreturn", "no\xa0break"]
+for form in ["word2vec", "word2vec-bin"]:
+    path = folder / f"odd.{endings[form]}"
+    save(form, path, odd, np.eye(4, dtype=np.float32))
+    assert load(form, path)[0] == odd, form
+    lines = run("neighbors", path, "--words", *odd, "--top", 3, "--json").splitlines()
+    found = [[json.loads(line)["word"], *(near["word"] for near in json.loads(line)["neighbours"])] for line in lines]
+    assert found == [[word, *(other for other in odd if other != word)] for word in odd], (form, found)
+
+# Evaluations: no two cosines of pairs, and no two answers, are as near to each other as rounding.
+GAP = 1e-4
+path = folder / "there.npy"
+common = [word for word in reference.index_to_key[:300] if not set(word) & set("#:\t")]
+shown = [str.upper, str.lower, str.title, str]
+index = {}
+for row, word in enumerate(reference.index_to_key):
+    index.setdefault(word.upper(), row)
+
+
+def first_of_its_name(word):
+    return reference.index_to_key[index[word.upper()]]
+
+
+pairs, cosines = ["# two words\tand\ta judgment"], []
+for number, (a, b) in enumerate(zip(common[:-7:3], common[7::3])):
+    cosine = reference.similarity(first_of_its_name(a), first_of_its_name(b))
+    if all(abs(cosine - other) > GAP for other in cosines):
+        cosines.append(cosine)
+        # Each judgment comes for several pairs.
+        judgment = round(5 + 4 * float(cosine) + number % 4, 0)
+        pairs.append(f"{shown[number % 4](a)}\t{shown[number // 4 % 4](b)}\t{judgment}")
+judgments = [line.split("\t")[2] for line in pairs[1:]]
+assert len(cosines) > 30 and 3 < len(set(judgments)) < len(cosines) / 2, judgments
+pairs += ["no-such-word\t" + common[0] + "\t3", "a pair without tabs 4", ""]
+judged = folder / "judged.tsv"
+judged.write_text("".join(f"{line}\n" for line in pairs), encoding="utf8")
+
+questions = [": first section"]
+for number, (a, b, c) in enumerate(zip(common[:100], common[50:150], common[120:220])):
+    keys = [first_of_its_name(word) for word in (a, b, c)]
+    names = {key.upper() for key in keys}
+    answers = reference.most_similar(positive=keys[1:], negative=keys[:1], topn=5)
+    answers = [(word, cosine) for word, cosine in answers if word.upper() not in names]
+    if len(names) < 3 or len(answers) < 2 or answers[0][1] - answers[1][1] < GAP:
+        continue
+    if number > 50 and ": second" not in questions:
+        questions.append(": second")
+    expected = answers[number % 3 == 0][0]
+    questions.append(" ".join(shown[(number + place) % 4](word) for place, word in enumerate((a, b, c, expected))))
+questions += [f"{common[0]} {common[1]} {common[2]} no-such-word", "three words only"]
+assert len(questions) > 40 and ": second" in questions
+asked_file = folder / "questions.txt"
+asked_file.write_text("".join(f"{line}\n" for line in questions), encoding="utf8")
+
+for first in [None, 200]:
+    flags = ["--first", first] if first else []
+    lines = run("neighbors", path, "--evaluate", judged, asked_file, "--json", *flags).splitlines()
+    found, *sections, total = map(json.loads, lines)
+    restrict = first or 300000
+    _, spearman, missing = reference.evaluate_word_pairs(str(judged), restrict_vocab=restrict)
+    assert abs(spearman[0]) < 0.999
+    assert abs(found["spearman"] - spearman[0]) < 1e-9, (first, found, spearman)
+    assert abs(found["missing_percent"] - missing) < 1e-9, (first, found, missing)
+    assert found["scored"] + found["missing"] == len(cosines) + 1 and found["skipped"] == 2, (first, found)
+    accuracy, theirs = reference.evaluate_word_analogies(str(asked_file), restrict_vocab=restrict)
+    assert 0.2 < accuracy < 0.9, accuracy
+    assert abs(total["accuracy"] - accuracy) < 1e-9, (first, total, accuracy)
+    assert total["asked"] + total["missing"] == len(questions) - 3 and total["skipped"] == 1, (first, total)
+    assert len(sections) == len(theirs) - 1 == 2
+    for section, their in zip(sections, theirs):
+        assert section["section"] == their["section"]
+        assert section["correct"] == len(their["correct"]), (first, section)
+        assert section["asked"] == len(their["correct"]) + len(their["incorrect"]), (first, section)
+print(f"{len(cosines)} judged pairs and {len(questions) - 4} analogies are scored as by gensim")
