@@ -269,7 +269,10 @@ fn settings_outside_their_domain_are_named() {
         format!("accumulation_steps = {}: times batch_size and sequence_length must be at most 2^40", usize::MAX)
     );
     assert_eq!(trainer(|c| c.max_steps = Some(0)), "max_steps = 0: must be at least 1, or left out");
-    assert_eq!(trainer(|c| c.learning_rate = f64::INFINITY), "learning_rate = inf: must be finite and greater than 0");
+    assert_eq!(
+        trainer(|c| c.learning_rate = f64::INFINITY),
+        "learning_rate = inf: must be greater than 0 and at most 3.4028235e38"
+    );
     assert_eq!(trainer(|c| c.gradient_clip = Some(0.0)), "gradient_clip = 0: must be finite and greater than 0");
     assert_eq!(trainer(|c| c.beta2 = 1.0), "beta2 = 1: must be at least 0 and below 1");
     assert_eq!(trainer(|c| c.minimum_learning_rate = 1.0), "minimum_learning_rate = 1: must lie between 0 and 0.003");

@@ -235,6 +235,34 @@ fn the_callback_stops_a_run() {
     }
 }
 
+#[test]
+fn the_learning_rate_falls_linearly_to_its_minimum() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = collect(&folder.path().join("text"), topics(30_000).as_bytes());
+    let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+    let words = 3.0 * vocabulary.corpus_words() as f64;
+    for workers in [1, 2] {
+        let (learning_rate, minimum_learning_rate) = (0.04, 0.01);
+        let config = WordTrainingConfig { learning_rate, minimum_learning_rate, workers, epochs: 3, ..config() };
+        let mut reports = Vec::new();
+        let mut trainer = WordTrainer::new(vocabulary.clone(), config).unwrap();
+        trainer
+            .run(&corpus, |progress| {
+                reports.push(*progress);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let at_minimum = reports.iter().filter(|report| report.learning_rate == minimum_learning_rate).count();
+        assert!((1..reports.len() - 1).contains(&at_minimum), "{reports:?}");
+        for report in reports {
+            let read = report.words as f64 / words;
+            assert!((report.done - read).abs() < 0.002, "{workers} workers, {read}: {report:?}");
+            let expected = (learning_rate * (1.0 - report.done)).max(minimum_learning_rate);
+            assert!((report.learning_rate - expected).abs() < 1e-5, "{workers} workers, {expected}: {report:?}");
+        }
+    }
+}
+
 /// Of two workers' parts, the first has no word that is frequent enough.
 #[test]
 fn a_run_is_watched_when_its_first_worker_has_nothing_to_do() {
@@ -333,6 +361,7 @@ fn settings_outside_their_domain_are_refused() {
     }
     assert!(refused(WordTrainingConfig { shared_negatives: 24, ..config() }));
     assert!(refused(WordTrainingConfig { learning_rate: f64::NAN, ..config() }));
+    assert!(refused(WordTrainingConfig { learning_rate: 1e39, ..config() }));
     assert!(refused(WordTrainingConfig { negatives: 1e7, ..config() }));
     for (sample, is_valid) in [(0.0, true), (1e-30, true), (1e-31, false), (-1.0, false), (f64::NAN, false)] {
         assert_eq!(refused(WordTrainingConfig { sample, ..config() }), !is_valid, "sample = {sample}");

@@ -31,7 +31,9 @@ pub struct SimilarityConfig {
     pub initial_deviation: f32,
     /// AdamW's learning rate, at most `f32::MAX`.
     pub learning_rate: f64,
-    /// AdamW's weight decay, of matrices.
+    /// AdamW's weight decay, of matrices, both tables among them. A row that is in no pair for n steps shrinks to (1 −
+    /// learning_rate · weight_decay)ⁿ of its length; where that could come to 10⁻¹⁵, after some 350,000 steps by default, it
+    /// is lost to f32, and runs that leave tokens out for so long need a decay of 0.
     pub weight_decay: f64,
     /// AdamW's decay rate of the first moment.
     pub beta1: f64,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NonFinitePolicy, OnNonFinite, above_zero, positive, within};
+use super::{NonFinitePolicy, OnNonFinite, learning_rate, positive, within};
 use crate::{Error, Result};
 
 /// What a word embedding is trained to predict (Mikolov et al., "Distributed representations of words and phrases and
@@ -194,7 +194,7 @@ impl WordTrainingConfig {
             within("sample", self.sample, 1e-30, 1e30)?;
         }
         within("negative_power", self.negative_power, 0.0, 4.0)?;
-        above_zero("learning_rate", self.learning_rate)?;
+        learning_rate(self.learning_rate)?;
         within("minimum_learning_rate", self.minimum_learning_rate, 0.0, self.learning_rate)?;
         self.non_finite_policy().validate()
     }

@@ -61,7 +61,7 @@ impl TextFiles {
     /// and are not empty, sorted by name on each level. Links to files are followed, links to folders within a folder
     /// are not.
     ///
-    /// The corpus is these files' text, one after the other with nothing in between.
+    /// The corpus is these files' text, one after the other with nothing in between; a byte order mark is a character of it.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing or unreadable file or folder, [`Error::EmptyFile`] for an empty file that was given

@@ -85,6 +85,34 @@ mod tests {
         assert_eq!(block(2, &[1.0; 1000]), 48);
     }
 
+    #[test]
+    fn negatives_are_drawn_by_the_power_of_their_counts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "a ".repeat(16 * 81) + &"b ".repeat(81) + &"c ".repeat(16)).unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &crate::data::TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, crate::data::WordSplit::Blanks, 1).unwrap();
+        assert_eq!(vocabulary.counts(), [1296, 81, 16]);
+        const DRAWS: u32 = 100_000;
+        // By the default power of 3/4, and in proportion to the counts.
+        for (negative_power, weights) in [(None, [216.0, 27.0, 8.0]), (Some(1.0), [1296.0, 81.0, 16.0])] {
+            let mut config = WordTrainingConfig::default();
+            config.negative_power = negative_power.unwrap_or(config.negative_power);
+            let shared = Shared::new(&vocabulary, &config, None, &corpus);
+            let stream = crate::rng::Stream::new(1, crate::rng::Purpose::Caller, 0);
+            let mut drawn = [0.0; 3];
+            for words in (0..DRAWS).map(|draw| stream.block(draw)) {
+                drawn[shared.negatives.draw(words[0], words[1]) as usize] += 1.0;
+            }
+            for (drawn, weight) in drawn.into_iter().zip(weights) {
+                let expected = f64::from(DRAWS) * weight / weights.iter().sum::<f64>();
+                assert!(
+                    (drawn - expected).abs() < 4.0 * f64::sqrt(expected),
+                    "{negative_power:?}: {drawn} for {expected}"
+                );
+            }
+        }
+    }
+
     /// Words that have nearly all rows in common are nearly one word.
     #[test]
     fn blocks_are_small_where_words_share_their_subwords() {

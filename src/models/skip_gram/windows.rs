@@ -230,6 +230,33 @@ mod tests {
     use crate::config::SubwordConfig;
     use crate::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
 
+    #[test]
+    fn windows_of_all_widths_are_drawn_as_often() {
+        const BLOCKS: u64 = 3000;
+        let (centres, window, band) = (8, 5, 32);
+        let mut windows = Windows::new(centres, window, 2, 0);
+        let words: Vec<u32> = (0..2 * (centres + window) as u32).collect();
+        let table = AliasTable::new(&vec![1.0; words.len()]);
+        let mut drawn = [0u32; 6];
+        let mut weights = vec![0.0; centres * band];
+        for block in 0..BLOCKS {
+            let number = BlockNumber { seed: 1, worker: 0, epoch: 0, block };
+            windows.restore((&words, &vec![0; words.len()], number), &table);
+            windows.pairs(None, &mut weights, band, 12);
+            for (centre, weights) in weights.chunks_exact(band).enumerate() {
+                let width = weights[centre + window + 1..].iter().take_while(|&&weight| weight == 1.0).count();
+                let expected = |context: usize| (1..=width).contains(&context.abs_diff(centre + window));
+                let found = weights.iter().enumerate().all(|(at, &weight)| weight == f32::from(u8::from(expected(at))));
+                assert!(found, "{centre} of block {block}: {weights:?}");
+                drawn[width] += 1;
+            }
+        }
+        let share = BLOCKS as f64 * centres as f64 / window as f64;
+        // Four standard deviations are 0.052 of it.
+        let even = |&drawn: &u32| (f64::from(drawn) / share - 1.0).abs() < 0.06;
+        assert!(drawn[0] == 0 && drawn[1..].iter().all(even), "{drawn:?}");
+    }
+
     /// Of n places, a word counts at each as min(1, 4/Σ over the places of the share of its rows that it has in common).
     #[test]
     fn with_subwords_a_place_counts_by_the_rows_that_words_share() {
