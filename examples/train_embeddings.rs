@@ -175,6 +175,18 @@ impl Arguments {
         Ok(self)
     }
 
+    /// Nothing is trained that could not be written.
+    fn check_writable(&self) -> Result<()> {
+        let Some((path, folder)) = self.out.as_ref().and_then(|path| Some((path, path.parent()?))) else {
+            return Ok(());
+        };
+        if path.is_dir() {
+            return Err(format!("{}: a folder, where a file is to be written", path.display()).into());
+        }
+        tempfile::tempfile_in(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        Ok(())
+    }
+
     fn config(&self) -> WordTrainingConfig {
         let objective = match self.model {
             Model::Skipgram => WordObjective::SkipGram,
@@ -218,19 +230,7 @@ fn bytes_of(arguments: &Arguments) -> Option<u64> {
 fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles, Option<RunFolder>)> {
     let given = given.completed()?;
     given.config().validate()?;
-    if let Some(path) = &given.out {
-        let folder = path.parent().unwrap_or(path).display();
-        match path.parent().map(std::fs::metadata) {
-            Some(Ok(found)) if found.is_dir() && !found.permissions().readonly() => {}
-            Some(Ok(found)) if found.is_dir() => {
-                return Err(format!("{folder}: this folder cannot be written to").into());
-            }
-            _ => return Err(format!("{folder}: there is no such folder to write to").into()),
-        }
-        if path.is_dir() {
-            return Err(format!("{}: a folder, where a file is to be written", path.display()).into());
-        }
-    }
+    given.check_writable()?;
     let Some(path) = given.resume.clone() else {
         let corpus = corpus::collect(&given.data, bytes_of(&given))?;
         let folder = given.run.clone().map(RunFolder::create).transpose()?;
@@ -240,6 +240,7 @@ fn begin(given: Arguments, matches: &ArgMatches) -> Result<(Arguments, TextFiles
     let Description { files, flags } = folder.read_json(CONFIG)?;
     let flags = recorded::continued(&flags, &given, matches, &["epochs"], given.accept)?;
     flags.config().validate()?;
+    flags.check_writable()?;
     let corpus = corpus::collect_again(&files, flags.data.is_empty(), bytes_of(&flags))?;
     Ok((Arguments { resume: given.resume, accept: given.accept, json: given.json, ..flags }, corpus, Some(folder)))
 }
@@ -286,7 +287,9 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
     display.finish();
     let summary = summary.map_err(recorded::explained)?;
     if let Some(folder) = &folder {
-        trainer.save(folder.path())?;
+        if summary.run_words > 0 {
+            trainer.save(folder.path())?;
+        }
         if summary.stopped {
             let path = folder.path().display();
             eprintln!("interrupted at word {}, which is saved; --resume {path} goes on", summary.words);
@@ -295,6 +298,9 @@ fn train(given: Arguments, matches: &ArgMatches) -> Result<ExitCode> {
     }
 
     let (vocabulary, vectors) = (trainer.vocabulary(), trainer.model().vectors());
+    if !vectors.iter().all(|value| value.is_finite()) {
+        return Err("the last update made vectors that are not finite".into());
+    }
     if arguments.data.is_empty() {
         let search = UnitVectors::new(vectors.view(), Parallelism::SEQUENTIAL);
         let words = |found: &[Neighbour]| -> String {

@@ -248,10 +248,20 @@ fn roll_backs_that_do_not_help_end_in_the_error() {
 
     let folder = tempfile::tempdir().unwrap();
     let text = corpus(folder.path());
-    let config = WordTrainingConfig { roll_back_factor: 1.0, non_finite_limit: 3, ..exploding_words() };
-    let mut trainer = word_trainer(&text, &config);
-    let error = run_words(&mut trainer, &text).unwrap_err();
-    assert!(matches!(&error, Error::NonFinite { .. }), "{error}");
+    for (workers, mode) in [(1, WorkerMode::Deterministic), (2, WorkerMode::Deterministic), (2, WorkerMode::Async)] {
+        let config = WordTrainingConfig {
+            workers,
+            mode,
+            roll_back_factor: 1.0,
+            non_finite_limit: 3,
+            // In asynchronous mode the others may get beyond a failure before they notice the next.
+            save_interval: None,
+            ..exploding_words()
+        };
+        let mut trainer = word_trainer(&text, &config);
+        let error = run_words(&mut trainer, &text).unwrap_err();
+        assert!(matches!(&error, Error::NonFinite { .. }), "{workers}, {mode:?}: {error}");
+    }
 }
 
 /// 150 lines over 20 words, with one word on a line of its own, three times.
@@ -371,8 +381,9 @@ fn word_embeddings_skip_the_blocks_that_fail_and_are_resumed_exactly() {
 fn a_run_that_was_rolled_back_to_before_its_start_counts_no_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.txt");
-    let text: String =
-        (0..300_000).map(|at| format!("w{}{}", at * at % 61, if at % 9 == 0 { "\n" } else { " " })).collect();
+    let text: String = (0..300_000_usize)
+        .map(|at| format!("w{}{}", at * at % 61, if at.is_multiple_of(9) { "\n" } else { " " }))
+        .collect();
     std::fs::write(&path, text + "\nthrice thrice thrice\n").unwrap();
     let text = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
     let run = tempfile::tempdir().unwrap();
@@ -409,6 +420,31 @@ fn word_embeddings_give_up_after_as_many_failures_in_a_row_as_are_allowed() {
         assert!(matches!(result, Err(Error::NonFinite { step, .. }) if soon(step)), "{workers}, {mode:?}: {result:?}");
         let found = WordTrainer::resume(&from, None, Accept::Exact).unwrap().0;
         assert_eq!(trainer.model().parameters().values(), found.model().parameters().values(), "{workers} workers");
+    }
+}
+
+/// That the first worker goes on meanwhile does not make another row of failures of it.
+#[test]
+fn failures_of_another_worker_than_the_first_count_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.txt");
+    let word = |at: usize| {
+        format!(
+            "{}{}{}",
+            if at < 200_000 { "a" } else { "b" },
+            at * at % 20,
+            if at.is_multiple_of(9) { "\n" } else { " " }
+        )
+    };
+    std::fs::write(&path, (0..400_000).map(word).collect::<String>()).unwrap();
+    let text = TextFiles::collect(&[path], &TextOptions::default()).unwrap();
+    for mode in [WorkerMode::Deterministic, WorkerMode::Async] {
+        let config = WordTrainingConfig { workers: 2, mode, non_finite_limit: 3, ..word_config(OnNonFinite::Skip) };
+        let run = tempfile::tempdir().unwrap();
+        let from = planted_where(|word| word.starts_with('b'), run.path(), &text, &config, ("input", f32::MAX));
+        let result = run_words(&mut WordTrainer::resume(&from, None, Accept::Exact).unwrap().0, &text);
+        // Of its blocks the fourth ends the run, of at most 24 words.
+        assert!(matches!(result, Err(Error::NonFinite { step, .. }) if step < 200), "{mode:?}: {result:?}");
     }
 }
 

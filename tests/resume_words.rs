@@ -86,9 +86,10 @@ fn checkpoints_come_at_their_interval_where_workers_read_at_different_speeds() {
             to_the_end(&mut trainer, &text).unwrap();
             trainer.finish_saving().unwrap();
             let places: Vec<u64> = checkpoints(&run).iter().map(|at| resume(at).unwrap().words()).collect();
-            // A worker may read all the words of its part before it comes to rest.
+            assert!((4..=20).contains(&places.len()), "{mode:?}, {share}: {places:?}");
+            // Its first worker may read all words of its part before it comes to rest; in asynchronous mode nobody waits.
             let longest = places.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
-            assert!((4..=20).contains(&places.len()) && longest < 38_000, "{mode:?}, {share}: {places:?}");
+            assert!(longest < 38_000 || mode == WorkerMode::Async, "{share}: {places:?}");
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::checkpoint::{Accept, Checkpoint, Checksum, Difference, Manifest, chec
 use crate::config::{NonFinitePolicy, WordTrainingConfig};
 use crate::data::{TextFiles, WordSplit, WordVocabulary};
 use crate::models::skip_gram::SkipGram;
+use crate::models::skip_gram::subwords::Subwords;
 use crate::{Error, Result};
 
 /// The kind of checkpoint that this trainer writes.
@@ -129,12 +130,17 @@ impl WordTrainer {
             return Err(Error::invalid_file(path, "a worker's place with numbers that are too large"));
         }
         let mut trainer = Self::new(vocabulary, config)?;
-        let subwords = trainer.model.subwords();
-        let [before, after] =
-            [&saved, &trainer.config].map(|config| block_of(&trainer.vocabulary, config, subwords.as_deref()));
+        let block = |config: &WordTrainingConfig| {
+            let subwords = config.subwords.map(|subwords| Subwords::new(&trainer.vocabulary, subwords));
+            block_of(&trainer.vocabulary, config, subwords.as_ref())
+        };
+        let (before, after) = (block(&saved), block(&trainer.config));
         if before != after {
             let expected = format!("makes blocks of {after} words, where the checkpoint has blocks of {before}");
-            return Err(Error::config("sample", trainer.config.sample, expected));
+            return Err(match saved.subwords == trainer.config.subwords {
+                true => Error::config("sample", trainer.config.sample, expected),
+                false => Error::config("subwords", format!("{:?}", trainer.config.subwords), expected),
+            });
         }
         let tables = checkpoint.load(MODEL, trainer.model.layout())?;
         trainer.model.parameters_mut().values_mut().copy_from_slice(tables.values());
@@ -173,8 +179,8 @@ impl WordTrainer {
         Ok(())
     }
 
-    /// Does what the policy says about the `error` that ended a part of a run, or returns it. Of the words of the first
-    /// worker, all up to `reached` went well.
+    /// Does what the policy says about the `error` that ended a part of a run, or returns it. The rounds before `reached`
+    /// words of all workers went well.
     pub(super) fn go_on_after(&mut self, error: Error, reached: u64) -> Result<StepOutcome> {
         self.recovery.reached(reached);
         let error = match error {
@@ -182,8 +188,7 @@ impl WordTrainer {
             Error::NonFinite { .. } => self.check_weights(self.words()).err().unwrap_or(error),
             error => return Err(error),
         };
-        let first = self.places.first().and_then(Option::as_ref).map_or(0, WorkerPlace::words_read);
-        self.recover(first, error)
+        self.recover(self.words(), error)
     }
 }
 

@@ -180,7 +180,7 @@ fn attend(
         worker.train(Some(&contested), tables);
         meeting.trained.fetch_add(1, Ordering::Release);
         worker.prepare();
-        if worker.failed() || look(standing) {
+        if look(standing) || worker.failed() {
             meeting.end_before(round + 1);
         }
         meeting.show(index, worker, round + 1, &mut has_ended);

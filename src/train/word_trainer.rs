@@ -274,19 +274,22 @@ fn alone_or_racing(
     watch: &mut Watch<impl FnMut(&WordProgress) -> ControlFlow<()> + Send>,
 ) -> Result<Pause> {
     let halt = AtomicBool::new(workers.iter().any(WordWorker::failed));
+    let (reached, failed_at_once) = (watch.reached, AtomicBool::new(false));
     let watch = Mutex::new((watch, Pause::End));
     let standings: Vec<_> = workers.iter().map(|worker| Mutex::new(worker.standing())).collect();
     let standing = |index: usize| *standings[index].lock().expect(NO_PANIC);
     for_each_indexed(workers, &|index, worker| {
-        let mut told = worker.words();
+        let (mut told, mut is_first) = (worker.words(), true);
         while !halt.load(Ordering::Relaxed) && worker.is_ready() {
             worker.draw_windows();
             worker.train(None, tables);
             worker.prepare();
             if worker.failed() {
+                failed_at_once.fetch_or(is_first, Ordering::Relaxed);
                 halt.store(true, Ordering::Relaxed);
                 return;
             }
+            is_first = false;
             if worker.words() - told >= TOLD_WORDS || !worker.is_ready() {
                 *standings[index].lock().expect(NO_PANIC) = worker.standing();
                 told = worker.words();
@@ -297,16 +300,20 @@ fn alone_or_racing(
             }
             let others = (0..standings.len()).filter(|&other| other != index).map(standing);
             let together = others.chain([worker.standing()]).sum();
-            if let Ok(mut watching) = watch.lock()
-                && let Some(pause) = watching.0.look(together)
-            {
-                watching.1 = pause;
+            let (watch, paused) = &mut *watch.lock().expect(NO_PANIC);
+            if let Some(pause) = watch.look(together) {
+                *paused = pause;
                 halt.store(true, Ordering::Relaxed);
             }
         }
     });
+    let (watch, pause) = watch.into_inner().expect(NO_PANIC);
+    if failed_at_once.into_inner() {
+        // What the others did meanwhile does not break its row of failures.
+        watch.reached = reached;
+    }
     for worker in workers {
         worker.take_error()?;
     }
-    Ok(watch.into_inner().map_or(Pause::Stop, |(_, pause)| pause))
+    Ok(pause)
 }
