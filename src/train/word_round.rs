@@ -113,8 +113,8 @@ impl Meeting<'_> {
     }
 }
 
-/// Has the others stop waiting if the worker panics.
-struct Attendance<'m>(&'m AtomicBool);
+/// Tells the others if the worker panics.
+pub(super) struct Attendance<'m>(pub &'m AtomicBool);
 
 impl Drop for Attendance<'_> {
     fn drop(&mut self) {

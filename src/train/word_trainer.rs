@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::recovery::{Recover, Recovery};
 use super::report::StepOutcome;
 use super::word_checkpointing::WordData;
-use super::word_round::deterministic_rounds;
+use super::word_round::{Attendance, deterministic_rounds};
 use super::word_shared::Shared;
 use super::word_watch::{Pause, Watch};
 use super::word_worker::{NO_PANIC, WordWorker, WorkerPlace};
@@ -279,6 +279,7 @@ fn alone_or_racing(
     let standings: Vec<_> = workers.iter().map(|worker| Mutex::new(worker.standing())).collect();
     let standing = |index: usize| *standings[index].lock().expect(NO_PANIC);
     for_each_indexed(workers, &|index, worker| {
+        let _attendance = Attendance(&halt);
         let (mut told, mut is_first) = (worker.words(), true);
         while !halt.load(Ordering::Relaxed) && worker.is_ready() {
             worker.draw_windows();
@@ -316,4 +317,38 @@ fn alone_or_racing(
         worker.take_error()?;
     }
     Ok(pause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{TextOptions, WordSplit};
+
+    #[test]
+    fn a_callback_that_panics_ends_the_work_of_racing_workers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), (0..20_000).map(|at| format!("w{} ", at * at % 61)).collect::<String>()).unwrap();
+        let corpus = TextFiles::collect(&[file.path()], &TextOptions::default()).unwrap();
+        let vocabulary = WordVocabulary::build(&corpus, WordSplit::Blanks, 1).unwrap();
+        let (workers, mode, epochs) = (2, WorkerMode::Async, 10_000);
+        let config = WordTrainingConfig { workers, mode, epochs, dim: 8, sample: 0.0, ..Default::default() };
+        let mut model = SkipGram::new(&vocabulary, &config).unwrap();
+        let shared = Shared::new(&vocabulary, &config, None, &corpus);
+        let mut workers: Vec<_> = (0..workers).map(|worker| WordWorker::new(&shared, worker)).collect();
+        workers.iter_mut().for_each(WordWorker::prepare);
+        let (input, output) = model.tables_mut();
+        let tables = [input, output].map(|table| Racing { values: as_atomics(table), dim: config.dim });
+        let mut watch = Watch::new(0, |_: &WordProgress| panic!("the first report"));
+        watch.begin(0, workers.len(), None);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let run = std::panic::AssertUnwindSafe(|| pool.install(|| alone_or_racing(&mut workers, tables, &mut watch)));
+        let panic = std::panic::catch_unwind(run).map(|_| ()).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"the first report"));
+        // Both have most of their epochs before them.
+        assert!(
+            workers.iter().all(WordWorker::is_ready),
+            "{:?}",
+            workers.iter().map(WordWorker::words).collect::<Vec<_>>()
+        );
+    }
 }
