@@ -11,7 +11,7 @@ use cllm::data::{TextFiles, TextOptions, WordSplit, WordVocabulary};
 use cllm::rng::{Purpose, Stream};
 use cllm::train::{WordSummary, WordTrainer};
 use cllm::{Error, Result};
-use support::files;
+use support::{checkpoints, files};
 
 /// Two files of lines of different lengths, over 60 words.
 fn corpus(folder: &Path, lines: u64) -> TextFiles {
@@ -49,13 +49,6 @@ fn resume(folder: &Path) -> Result<WordTrainer> {
         assert_eq!(differences, []);
         trainer
     })
-}
-
-fn checkpoints(folder: &Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path());
-    let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
-    folders.sort();
-    folders
 }
 
 /// The words of the first half occur once each, so that nothing of it is trained on, or, of every `share` words, all but one.

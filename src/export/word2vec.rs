@@ -5,8 +5,8 @@
 //! files of word2vec.c and of this crate but not of gensim, a line end.
 //!
 //! As in gensim, spaces and line ends separate, so no word has one; every other character may stand in a word. Tools that
-//! also separate at tabs and carriage returns, such as fastText, do not read such words. A text file that was cut is always noticed, a binary file unless only its last
-//! line end is missing.
+//! also separate at tabs and carriage returns, such as fastText, do not read such words. A text file that was cut is always
+//! noticed, a binary file unless only its last line end is missing.
 
 use std::io::{BufRead, Write};
 use std::path::Path;

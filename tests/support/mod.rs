@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cllm::data::{BatchOrder, SequenceSource, TokenStore};
 use cllm::train::RunSummary;
@@ -75,3 +75,11 @@ pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 pub const ORDERS: [BatchOrder; 3] = [BatchOrder::Random, BatchOrder::Sequential, BatchOrder::Shuffled];
+
+/// The checkpoints in the run folder `run`, in the order of their names.
+pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders
+}
